@@ -1,0 +1,235 @@
+"""The one loop: stream data through a model, score its weights, make the masks, apply them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpspeech.pruning.layers import Exclusion, PrunableLayer, PruningError, Selection, select_layers
+from fpspeech.pruning.masks import global_masks, layer_mask, n_of_m_mask, row_mask
+from fpspeech.pruning.scores import SCORES
+from fpspeech.pruning.statistics import InputStatistics, Observer
+
+GROUPS = ("row", "layer", "global")
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """What to prune and how much; every default of the pruning core stands here.
+
+    sparsity: share of the selected weights set to zero, 0 <= sparsity < 1.
+    score: a name of `SCORES`. group: which weights compete, "row", "layer", "global" or "N:M"
+    (keep N of every M inputs; the sparsity is then 1 - N/M and `sparsity` must say so).
+    cap: highest sparsity of a single layer under "global". seed: of the random score.
+    Raises PruningError on values out of range.
+    """
+
+    sparsity: float = 0.7
+    score: str = "fine_pruning"
+    group: str = "row"
+    cap: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise PruningError(
+                f"sparsity is the share of weights that is pruned: expected 0 <= sparsity < 1, "
+                f"found {self.sparsity:g}"
+                + (f"; did you mean {self.sparsity / 100:g}?" if 1 < self.sparsity < 100 else "")
+            )
+        if self.score not in SCORES:
+            raise PruningError(f"no score is named {self.score!r}: expected one of {list(SCORES)}")
+        if self.group not in GROUPS and self.n_of_m is None:
+            raise PruningError(
+                f"no comparison group is named {self.group!r}: expected one of {list(GROUPS)} "
+                "or N:M such as '2:4'"
+            )
+        if self.n_of_m is not None:
+            keep, of = self.n_of_m
+            if not 0 < keep <= of:
+                raise PruningError(f"expected 0 < N <= M in N:M, found {self.group}")
+            if abs(self.sparsity - (1 - keep / of)) > 1e-6:
+                raise PruningError(
+                    f"{self.group} keeps {keep} of every {of} weights, a sparsity of "
+                    f"{1 - keep / of:g}; found sparsity {self.sparsity:g}: make them agree"
+                )
+        if not 0 < self.cap <= 1:
+            raise PruningError(f"expected 0 < cap <= 1, found {self.cap:g}")
+
+    @property
+    def n_of_m(self) -> tuple[int, int] | None:
+        """(N, M) when the group is an N:M pattern."""
+        keep, colon, of = self.group.partition(":")
+        if colon and keep.isdigit() and of.isdigit():
+            return int(keep), int(of)
+        return None
+
+
+def select(model: nn.Module, config: PruningConfig, exclude: Mapping[str, str]) -> Selection:
+    """The layers that `config` prunes; those an N:M pattern does not fit join the exclusions."""
+    selection = select_layers(model, exclude)
+    if config.n_of_m is None:
+        return selection
+    _, of = config.n_of_m
+    fits = tuple(layer for layer in selection.layers if layer.shape[2] % of == 0)
+    misfits = tuple(
+        Exclusion(layer.name, f"its {layer.shape[2]} inputs do not divide by {of}", size=layer.size)
+        for layer in selection.layers
+        if layer.shape[2] % of
+    )
+    if not fits:
+        raise PruningError(f"no layer has inputs that divide by {of} for {config.group} pruning")
+    return Selection(fits, selection.excluded + misfits)
+
+
+@torch.inference_mode()
+def observe(
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: Sequence[PrunableLayer],
+    forward: Callable[[nn.Module, Any], object] | None = None,
+) -> dict[str, InputStatistics]:
+    """Streams batches through the model once, in evaluation mode, and counts the layers' inputs.
+
+    forward: how to call the model with a batch; by default a tensor is the only argument, a
+    tuple the positional arguments and a mapping the keyword arguments. The model's training
+    flags are put back. Raises PruningError when there is no batch.
+    """
+    observer = Observer(layers)
+    seen = 0
+    with evaluation_mode(model), observer.counting():
+        for batch in batches:
+            (forward or _call)(model, batch)
+            seen += 1
+    if not seen:
+        raise PruningError("no batch to observe: the data is empty")
+    return observer.statistics()
+
+
+def _call(model: nn.Module, batch: Any) -> object:
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (tuple, list)):
+        return model(*batch)
+    return model(batch)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts every module in evaluation mode, and every flag back in the end."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+
+
+@torch.no_grad()
+def make_masks(
+    layers: Sequence[PrunableLayer],
+    statistics: Mapping[str, InputStatistics],
+    config: PruningConfig,
+) -> dict[str, Tensor]:
+    """Scores every weight and prunes the least; no weight is changed.
+
+    Returns masks by layer name, True where kept, shape (groups, outputs, inputs), on the CPU.
+    Raises PruningError, naming the layer, when a score needs statistics that are not there.
+    """
+    if config.group == "global":
+        return global_masks(
+            {layer.name: _score(layer, statistics, config) for layer in layers},
+            config.sparsity,
+            config.cap,
+        )
+    masks: dict[str, Tensor] = {}
+    for layer in layers:
+        score = _score(layer, statistics, config)
+        if config.n_of_m is not None:
+            masks[layer.name] = n_of_m_mask(score, *config.n_of_m)
+        elif config.group == "row":
+            masks[layer.name] = row_mask(score, config.sparsity)
+        else:
+            masks[layer.name] = layer_mask(score, config.sparsity)
+    return masks
+
+
+def _score(
+    layer: PrunableLayer, statistics: Mapping[str, InputStatistics], config: PruningConfig
+) -> Tensor:
+    score = SCORES[config.score]
+    found = statistics.get(layer.name)
+    if score.needs_statistics and found is None:
+        raise PruningError(
+            f"{layer.name} saw no input while the data streamed by, so the score "
+            f"{config.score!r} cannot rate it: exclude it, or use the score 'magnitude'"
+        )
+    # A seed of its own a layer: the same bits whichever other layers are pruned.
+    seed = config.seed * 2**32 + zlib.crc32(layer.name.encode())
+    weight = layer.weight().to("cpu", torch.float32)
+    values = score.function(weight, found, seed).float()
+    if not bool(torch.isfinite(values).all()):
+        raise PruningError(f"the score of {layer.name} is not finite: check its weights")
+    return values
+
+
+class Applied:
+    """Masks that are in force on a model; `restore()` undoes them bit for bit."""
+
+    def __init__(self, layers: Sequence[PrunableLayer], masks: Mapping[str, Tensor]):
+        _check_masks(layers, masks)
+        self._layers = tuple(layer for layer in layers if layer.name in masks)
+        self._before: dict[str, dict[str, Tensor]] | None = {
+            layer.name: {name: tensor.clone() for name, tensor in layer.stored().items()}
+            for layer in self._layers
+        }
+        with torch.no_grad():
+            for layer in self._layers:
+                weight = layer.weight()
+                mask = masks[layer.name].to(weight.device)
+                # Not a product: -w·0 is -0 and inf·0 is NaN.
+                layer.assign(weight.masked_fill(~mask, 0))
+
+    def restore(self) -> None:
+        """Puts the weights back bit for bit; a second call does nothing."""
+        if self._before is None:
+            return
+        for layer in self._layers:
+            layer.put_back(self._before[layer.name])
+        self._before = None
+
+    def __enter__(self) -> Applied:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.restore()
+
+
+def apply_masks(layers: Sequence[PrunableLayer], masks: Mapping[str, Tensor]) -> Applied:
+    """Sets the pruned weights to zero in place; use as a context manager or call `restore()`."""
+    return Applied(layers, masks)
+
+
+def _check_masks(layers: Sequence[PrunableLayer], masks: Mapping[str, Tensor]) -> None:
+    shapes = {layer.name: layer.shape for layer in layers}
+    for name, mask in masks.items():
+        if name not in shapes:
+            raise PruningError(f"there is a mask for {name!r}, but the model has no such layer")
+        if tuple(mask.shape) != shapes[name]:
+            raise PruningError(
+                f"the mask of {name} has shape {tuple(mask.shape)}, the layer's weight "
+                f"{shapes[name]} (groups, outputs, inputs): they belong to different models"
+            )
+
+
+def sparsity_of(masks: Mapping[str, Tensor]) -> float:
+    """Share of the weights under these masks that is pruned."""
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    return 1 - kept / sum(mask.numel() for mask in masks.values())

@@ -1,0 +1,66 @@
+"""How much each weight contributes: (weight, statistics, seed) -> a score of the weight's shape.
+
+The lowest scores are pruned. Adding a score is one function and one row of `SCORES`.
+weight: (groups, outputs, inputs). statistics: of the layer's input, (groups, inputs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fpspeech.pruning.statistics import InputStatistics
+
+
+def magnitude(weight: Tensor, statistics: InputStatistics | None, seed: int) -> Tensor:
+    """|w|: what the weight could contribute, whatever it is fed."""
+    return weight.abs()
+
+
+def fine_pruning(weight: Tensor, statistics: InputStatistics, seed: int) -> Tensor:
+    """|w|·E|x|: the mean size of what the weight adds to its output.
+
+    Our reading of the published description (Bingham, Zonouz, Aran, Patterns 2025,
+    arXiv 2602.18507), whose exact formula is not public.
+    """
+    return weight.abs() * statistics.mean_absolute.unsqueeze(1)
+
+
+def wanda(weight: Tensor, statistics: InputStatistics, seed: int) -> Tensor:
+    """|w|·sqrt(E[x²]) (Sun et al., ICLR 2024), per position so that layers compare."""
+    return weight.abs() * statistics.root_mean_square.unsqueeze(1)
+
+
+def ria(weight: Tensor, statistics: InputStatistics, seed: int) -> Tensor:
+    """(|w|/Σ_row|w| + |w|/Σ_column|w|)·sqrt(E[x²])^½ (Zhang et al., ICLR 2024, a = 0.5)."""
+    size = weight.abs()
+    tiny = torch.finfo(size.dtype).tiny  # an all-zero row or column scores 0, not NaN
+    relative = size / size.sum(2, keepdim=True).clamp_min(tiny)
+    relative = relative + size / size.sum(1, keepdim=True).clamp_min(tiny)
+    return relative * statistics.root_mean_square.sqrt().unsqueeze(1)
+
+
+def random(weight: Tensor, statistics: InputStatistics | None, seed: int) -> Tensor:
+    """U(0, 1) from `seed`: the control that knows nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(weight.shape, generator=generator)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One way to measure contribution, and whether it needs statistics of the inputs."""
+
+    function: Callable[..., Tensor]
+    needs_statistics: bool
+
+
+SCORES = {
+    "fine_pruning": Score(fine_pruning, needs_statistics=True),
+    "wanda": Score(wanda, needs_statistics=True),
+    "ria": Score(ria, needs_statistics=True),
+    "magnitude": Score(magnitude, needs_statistics=False),
+    "random": Score(random, needs_statistics=False),
+}

@@ -1,0 +1,247 @@
+"""Streaming statistics of what each weight multiplies: n, Σx, Σ|x| and Σx² for every input.
+
+Memory is a few vectors a layer however much data flows by. Sums are taken in float32 or better
+within a batch and kept in float64 between batches (float32 where the device has no float64).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fpspeech.pruning.layers import PrunableLayer, PruningError
+
+Valid = Callable[[str], Sequence[int] | None]
+"""Layer name -> for each item of the batch, how many leading positions count; None: all do."""
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """Sums over the inputs of one layer.
+
+    count: positions seen (frames, or output positions of a convolution).
+    total, absolute, square: Σx, Σ|x|, Σx², each of shape (groups, inputs).
+    """
+
+    count: int
+    total: Tensor
+    absolute: Tensor
+    square: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x], shape (groups, inputs)."""
+        return self.total / self.count
+
+    @property
+    def mean_absolute(self) -> Tensor:
+        """E|x|, shape (groups, inputs)."""
+        return self.absolute / self.count
+
+    @property
+    def root_mean_square(self) -> Tensor:
+        """sqrt(E[x²]), shape (groups, inputs)."""
+        return (self.square / self.count).sqrt()
+
+    def merged(self, other: InputStatistics) -> InputStatistics:
+        """The statistics of both streams together."""
+        if self.total.shape != other.total.shape:
+            raise PruningError(
+                f"statistics of different layers cannot be merged: inputs of shape "
+                f"{tuple(self.total.shape)} and {tuple(other.total.shape)}"
+            )
+        return InputStatistics(
+            self.count + other.count,
+            self.total + other.total,
+            self.absolute + other.absolute,
+            self.square + other.square,
+        )
+
+
+class Observer:
+    """Collects the input statistics of layers while a model runs.
+
+    Nothing is attached to the model outside `counting()`. The same observer may count many
+    batches; `statistics()` gives the sums so far and `resume()` goes on from saved ones.
+    """
+
+    def __init__(self, layers: Sequence[PrunableLayer]):
+        self._layers = tuple(layers)
+        self._sums: dict[str, _RunningSums] = {}
+
+    @contextmanager
+    def counting(self, valid: Valid | None = None) -> Iterator[None]:
+        """Counts the inputs of every forward pass inside the block, once each.
+
+        valid: how many leading positions count for a layer, an item of the batch each, so that
+        batch padding never counts. Positions are frames (dimension 1 of a Linear's input,
+        the output positions of a Conv1d). A convolution's own padding is part of what it
+        sees and always counts.
+        """
+        handles = []
+        try:
+            for layer in self._layers:
+                lengths = valid(layer.name) if valid is not None else None
+                hook = self._hook(layer, lengths)
+                handles.append(layer.module.register_forward_pre_hook(hook, with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def statistics(self) -> dict[str, InputStatistics]:
+        """The sums so far for every layer that saw input, on the CPU, by layer name.
+
+        Raises PruningError, naming the layer, when an input was NaN or infinite.
+        """
+        return {name: sums.result(name) for name, sums in self._sums.items()}
+
+    def resume(self, statistics: Mapping[str, InputStatistics]) -> None:
+        """Goes on counting from `statistics` of the same layers; replaces what was counted."""
+        known = {layer.name: layer for layer in self._layers}
+        self._sums.clear()
+        for name, saved in statistics.items():
+            if name not in known:
+                raise PruningError(f"saved statistics hold {name!r}, which is no observed layer")
+            groups, _, inputs = known[name].shape
+            if tuple(saved.total.shape) != (groups, inputs):
+                raise PruningError(
+                    f"saved statistics of {name} have shape {tuple(saved.total.shape)}, "
+                    f"the layer needs {(groups, inputs)}: they were taken from another model"
+                )
+            self._sums[name] = _RunningSums(
+                saved.count, torch.stack([saved.total, saved.absolute, saved.square])
+            )
+
+    def _hook(self, layer: PrunableLayer, lengths: Sequence[int] | None) -> Callable[..., None]:
+        @torch.no_grad()
+        def count_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inputs: Tensor = args[0] if args else kwargs["input"]
+            sums = self._sums.setdefault(layer.name, _RunningSums())
+            for positions in _counted_positions(layer, inputs, lengths):
+                sums.add(positions)
+
+        return count_input
+
+
+@dataclass
+class _RunningSums:
+    count: int = 0
+    sums: Tensor | None = None  # (3, groups, inputs): Σx, Σ|x|, Σx²
+
+    def add(self, seen: _Positions) -> None:
+        values = seen.values
+        if values.dtype not in (torch.float32, torch.float64):
+            values = values.float()
+        kinds = (values, values.abs(), values.square())
+        # One reduction a kind; stacked in the end, so that no copy outlives its reduction.
+        batch = torch.stack([seen.reduce(kind) for kind in kinds]).to(_accumulator(values))
+        self.sums = batch if self.sums is None else self.sums.to(batch) + batch
+        self.count += seen.count
+
+    def result(self, name: str) -> InputStatistics:
+        if self.sums is None or self.count == 0:
+            raise PruningError(f"{name} saw no input: every position was batch padding")
+        sums = self.sums.cpu()
+        if not bool(torch.isfinite(sums).all()):
+            raise PruningError(
+                f"the input of {name} was NaN or infinite: check the data, and run a float16 "
+                "model in float32 or bfloat16 if its activations overflow"
+            )
+        return InputStatistics(self.count, *sums.unbind(0))
+
+
+def _accumulator(values: Tensor) -> torch.dtype:
+    return torch.float32 if values.device.type == "mps" else torch.float64
+
+
+@dataclass(frozen=True)
+class _Positions:
+    """The positions of one input that count, and how to sum over them.
+
+    values: the (padded) input. count: positions. reduce: a tensor of the same layout ->
+    its sums over the positions, shape (groups, inputs).
+    """
+
+    values: Tensor
+    count: int
+    reduce: Callable[[Tensor], Tensor]
+
+
+def _counted_positions(
+    layer: PrunableLayer, inputs: Tensor, lengths: Sequence[int] | None
+) -> Iterator[_Positions]:
+    module = layer.module
+    split = _linear_positions if isinstance(module, nn.Linear) else _convolution_positions
+    if lengths is None:
+        yield split(layer, inputs, None)
+        return
+    if inputs.dim() != 3 or len(lengths) != inputs.shape[0]:
+        raise PruningError(
+            f"{layer.name}: {len(lengths)} lengths were given for an input of shape "
+            f"{tuple(inputs.shape)}; expected three dimensions and a length an item"
+        )
+    for item, length in enumerate(lengths):
+        if length > 0:
+            yield split(layer, inputs[item : item + 1], length)
+
+
+def _linear_positions(layer: PrunableLayer, inputs: Tensor, length: int | None) -> _Positions:
+    if length is not None:
+        inputs = inputs[:, :length]
+    rows = inputs.reshape(-1, inputs.shape[-1])  # (positions, inputs)
+    return _Positions(rows, rows.shape[0], lambda values: values.sum(0, keepdim=True))
+
+
+def _convolution_positions(layer: PrunableLayer, inputs: Tensor, length: int | None) -> _Positions:
+    """Sums over strided windows, the input that each kernel offset sees; nothing is unfolded."""
+    module = layer.module
+    assert isinstance(module, (nn.Conv1d, nn.Conv2d))
+    axes = len(module.kernel_size)
+    if inputs.dim() == axes + 1:  # a single item, without the batch dimension
+        inputs = inputs.unsqueeze(0)
+    padded = F.pad(inputs, _padding(module), mode=_padding_mode(module))
+    outputs = [
+        (padded.shape[2 + axis] - module.dilation[axis] * (module.kernel_size[axis] - 1) - 1)
+        // module.stride[axis]
+        + 1
+        for axis in range(axes)
+    ]
+    if length is not None:
+        outputs[0] = min(length, outputs[0])
+    items, channels = padded.shape[:2]
+    size = (items, channels, *module.kernel_size, *outputs)
+    groups, _, columns = layer.shape
+    over = (0, *range(2 + axes, 2 + 2 * axes))
+
+    def reduce(values: Tensor) -> Tensor:
+        steps = values.stride()[2:]
+        strides = (
+            *values.stride()[:2],
+            *(step * dilation for step, dilation in zip(steps, module.dilation, strict=True)),
+            *(step * stride for step, stride in zip(steps, module.stride, strict=True)),
+        )
+        windows = values.as_strided(size, strides, values.storage_offset())
+        return windows.sum(over).reshape(groups, columns)  # (C, *kernel) -> (G, C/G·k)
+
+    return _Positions(padded, items * math.prod(outputs), reduce)
+
+
+def _padding(module: nn.Conv1d | nn.Conv2d) -> list[int]:
+    """Padding as `torch.nn.functional.pad` takes it: last axis first, both sides."""
+    if module.padding == "valid":
+        return [0, 0] * len(module.kernel_size)
+    if isinstance(module.padding, str):  # "same"
+        return list(module._reversed_padding_repeated_twice)
+    return [side for amount in reversed(module.padding) for side in (amount, amount)]
+
+
+def _padding_mode(module: nn.Conv1d | nn.Conv2d) -> str:
+    return "constant" if module.padding_mode == "zeros" else module.padding_mode

@@ -1,0 +1,240 @@
+"""Selection, the loop from data to masks, and apply and restore."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import weight_norm as older_weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+
+from fpspeech.pruning import (
+    PruningConfig,
+    PruningError,
+    apply_masks,
+    make_masks,
+    observe,
+    select,
+    select_layers,
+    sparsity_of,
+)
+
+NORMED = [weight_norm, older_weight_norm]
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+
+
+class Mixed(nn.Module):
+    """One layer of every kind, in a model that belongs to nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front = nn.Conv2d(1, 4, 3, padding=1)
+        self.grouped = nn.Conv1d(4, 8, 4, stride=2, padding=1, groups=2)
+        self.normed = weight_norm(nn.Conv1d(8, 8, 4, padding=2, groups=4), dim=2)
+        self.older = older_weight_norm(nn.Conv1d(8, 8, 3, padding=1), dim=0)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = self.front(images).mean(2)  # (B, 4, T)
+        hidden = torch.tanh(self.grouped(hidden))
+        hidden = self.older(torch.relu(self.normed(hidden)))
+        return self.head(hidden.mean(-1))
+
+
+@pytest.fixture
+def model() -> Mixed:
+    torch.manual_seed(0)
+    return Mixed().eval()
+
+
+@pytest.fixture
+def batches() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(2, 1, 6, 12, generator=generator) for _ in range(3)]
+
+
+@pytest.mark.parametrize("score", ["fine_pruning", "wanda", "ria", "magnitude", "random"])
+@pytest.mark.parametrize("group", ["row", "layer", "global"])
+def test_any_module_is_pruned_exactly_and_restored_bit_for_bit(model, batches, score, group):
+    config = PruningConfig(sparsity=0.5, score=score, group=group)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    dense = model(batches[0])
+    layers = select_layers(model).layers
+    masks = make_masks(layers, observe(model, batches, layers), config)
+    with apply_masks(layers, masks):
+        for layer in layers:
+            # zero where pruned, and nowhere else
+            assert torch.equal(layer.weight() != 0, masks[layer.name]), layer.name
+        assert torch.isfinite(model(batches[0])).all()
+        assert not torch.equal(model(batches[0]), dense)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(model(batches[0]), dense)
+    if group == "row":
+        for layer in layers:
+            inputs = layer.shape[2]
+            pruned = (~masks[layer.name]).sum(-1)
+            assert bool((pruned == int(inputs * 0.5)).all()), layer.name
+    else:
+        assert sparsity_of(masks) == pytest.approx(0.5, abs=0.01)
+
+
+def test_same_input_and_seed_give_the_same_bits(model, batches):
+    layers = select_layers(model).layers
+    for score in ("fine_pruning", "random"):
+        config = PruningConfig(sparsity=0.7, score=score, seed=5)
+        runs = [make_masks(layers, observe(model, batches, layers), config) for _ in range(2)]
+        assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+def test_random_masks_do_not_depend_on_which_other_layers_are_pruned(model):
+    layers = select_layers(model).layers
+    config = PruningConfig(sparsity=0.5, score="random")
+    alone = make_masks(layers[-1:], {}, config)
+    together = make_masks(layers, {}, config)
+    assert torch.equal(alone["head"], together["head"])
+
+
+@pytest.mark.parametrize("normed", NORMED)
+def test_kept_weights_of_a_normed_layer_keep_their_values(normed):
+    torch.manual_seed(0)
+    conv = normed(nn.Conv1d(8, 8, 4, groups=4), name="weight", dim=2)
+    layer = select_layers(nn.Sequential(conv)).layers[0]
+    dense = layer.weight().clone()
+    mask = torch.rand(layer.shape) > 0.5
+    with apply_masks([layer], {"0": mask}):
+        torch.testing.assert_close(layer.weight()[mask], dense[mask], rtol=1e-6, atol=1e-7)
+        assert not layer.weight()[~mask].any()
+    assert torch.equal(layer.weight(), dense)
+
+
+@pytest.mark.parametrize("normed", NORMED)
+def test_a_normed_slice_that_is_pruned_whole_becomes_zero_not_nan(normed):
+    torch.manual_seed(0)
+    conv = normed(nn.Conv1d(4, 4, 3, padding=1), name="weight", dim=2)
+    layer = select_layers(nn.Sequential(conv)).layers[0]
+    mask = torch.ones(4, 4, 3, dtype=torch.bool)
+    mask[:, :, 1] = False  # the kernel slice [:, :, 1], over which the norm is taken
+    with apply_masks([layer], {"0": mask.reshape(layer.shape)}):
+        weight = layer.weight().reshape(4, 4, 3)
+        assert not weight[:, :, 1].any()
+        assert torch.isfinite(weight).all()
+        assert torch.isfinite(conv(torch.randn(1, 4, 9))).all()
+
+
+def test_a_pruned_model_survives_its_state_dict(model, batches):
+    """What a merged folder holds: a fresh model with this state dict computes the same."""
+    layers = select_layers(model).layers
+    masks = make_masks(layers, {}, PruningConfig(sparsity=0.7, score="magnitude"))
+    fresh = Mixed().eval()
+    with apply_masks(layers, masks):
+        fresh.load_state_dict(copy.deepcopy(model.state_dict()))
+        assert torch.equal(fresh(batches[0]), model(batches[0]))
+
+
+def test_pruned_output_equals_a_model_with_weights_zeroed_by_hand(batches):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(160, 3))
+    layers = select_layers(model).layers
+    masks = make_masks(layers, observe(model, batches, layers), PruningConfig(sparsity=0.6))
+    by_hand = copy.deepcopy(model)
+    with torch.no_grad():
+        by_hand[0].weight.copy_(by_hand[0].weight * masks["0"].reshape(4, 1, 3, 3))
+        by_hand[2].weight.copy_(by_hand[2].weight * masks["2"].reshape(3, 160))
+    with apply_masks(layers, masks):
+        assert torch.equal(model(batches[0]), by_hand(batches[0]))
+
+
+def test_exclusions_and_their_reasons_are_listed():
+    model = nn.ModuleDict(
+        {
+            "embed": nn.Embedding(7, 4),
+            "body": nn.Linear(4, 4),
+            "tied": nn.Linear(4, 7, bias=False),
+            "spectral": spectral_norm(nn.Linear(4, 4)),
+            "up": nn.ConvTranspose1d(4, 4, 2),
+            "attention": nn.MultiheadAttention(4, 2),
+            "norm": nn.LayerNorm(4),
+            "head": nn.Linear(4, 2),
+        }
+    )
+    model["tied"].weight = model["embed"].weight
+    selection = select_layers(model, {"head": "output layer"})
+    reasons = {exclusion.name: exclusion.reason for exclusion in selection.excluded}
+    assert [layer.name for layer in selection.layers] == ["body"]
+    assert reasons["head"] == "output layer"
+    assert reasons["tied"] == "its weight is tied to embed"
+    assert "Embedding is not" in reasons["embed"]
+    assert "_SpectralNorm" in reasons["spectral"]
+    assert "ConvTranspose1d is not" in reasons["up"]
+    assert "without calling the layer" in reasons["attention.out_proj"]
+    assert "norm" not in reasons
+
+
+def test_an_exclusion_that_names_nothing_is_an_error(model):
+    with pytest.raises(PruningError, match=r"no module is named \['haed'\]"):
+        select_layers(model, {"haed": "typo"})
+
+
+def test_nothing_to_prune_is_an_error():
+    with pytest.raises(PruningError, match="nothing to prune in LayerNorm"):
+        select_layers(nn.LayerNorm(3))
+
+
+def test_a_layer_that_saw_no_input_is_an_error_that_names_it(model, batches):
+    layers = select_layers(model).layers
+    statistics = observe(model, batches, layers)
+    del statistics["grouped"]
+    with pytest.raises(PruningError, match="grouped saw no input"):
+        make_masks(layers, statistics, PruningConfig())
+
+
+def test_n_of_m_excludes_layers_that_do_not_fit_and_says_so(model, batches):
+    config = PruningConfig(sparsity=0.5, group="2:4")
+    selection = select(model, config, {})
+    assert {layer.name for layer in selection.layers} == {"grouped", "normed", "older", "head"}
+    assert [(e.name, e.reason) for e in selection.excluded] == [
+        ("front", "its 9 inputs do not divide by 4")
+    ]
+    masks = make_masks(selection.layers, observe(model, batches, selection.layers), config)
+    for mask in masks.values():
+        assert bool((mask.reshape(*mask.shape[:2], -1, 4).sum(-1) == 2).all())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(sparsity=1.0), "expected 0 <= sparsity < 1"),
+        (dict(sparsity=70), "did you mean 0.7"),
+        (dict(score="wnda"), "no score is named 'wnda'"),
+        (dict(group="rows"), "no comparison group is named 'rows'"),
+        (dict(group="2:4", sparsity=0.7), "make them agree"),
+        (dict(group="4:2"), "0 < N <= M"),
+        (dict(cap=0.0), "0 < cap"),
+    ],
+)
+def test_bad_settings_are_refused_with_a_remedy(settings, message):
+    with pytest.raises(PruningError, match=message):
+        PruningConfig(**settings)
+
+
+def test_a_mask_of_another_model_is_refused(model):
+    layers = select_layers(model).layers
+    with pytest.raises(PruningError, match="no such layer"):
+        apply_masks(layers, {"other": torch.ones(1, 1, 1, dtype=torch.bool)})
+    with pytest.raises(PruningError, match="belong to different models"):
+        apply_masks(layers, {"head": torch.ones(1, 5, 9, dtype=torch.bool)})
+
+
+def test_restore_twice_is_harmless_and_infinite_weights_prune_to_zero():
+    model = nn.Sequential(nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[float("inf"), -1.0]]))
+    layers = select_layers(model).layers
+    applied = apply_masks(layers, {"0": torch.tensor([[[False, False]]])})
+    assert model[0].weight.tolist() == [[0.0, 0.0]]
+    assert not torch.signbit(model[0].weight).any()
+    applied.restore()
+    applied.restore()
+    assert model[0].weight.tolist() == [[float("inf"), -1.0]]

@@ -1,0 +1,70 @@
+"""Scores against loops over single weights."""
+
+import pytest
+import torch
+
+from fpspeech.pruning import SCORES, InputStatistics
+
+
+@pytest.fixture
+def weight() -> torch.Tensor:
+    return torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def inputs() -> torch.Tensor:
+    return torch.randn(50, 2, 4, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def statistics(inputs) -> InputStatistics:
+    return InputStatistics(50, inputs.sum(0), inputs.abs().sum(0), inputs.square().sum(0))
+
+
+def slow_ria(weight, inputs, g, o, i):
+    row = sum(abs(weight[g, o, j].item()) for j in range(4))
+    column = sum(abs(weight[g, p, i].item()) for p in range(3))
+    rms = (sum(x.item() ** 2 for x in inputs[:, g, i]) / 50) ** 0.5
+    w = abs(weight[g, o, i].item())
+    return (w / row + w / column) * rms**0.5
+
+
+SLOW = {
+    "magnitude": lambda w, x, g, o, i: abs(w[g, o, i].item()),
+    "fine_pruning": lambda w, x, g, o, i: (
+        sum(abs(w[g, o, i].item() * v.item()) for v in x[:, g, i]) / 50
+    ),
+    "wanda": lambda w, x, g, o, i: (
+        abs(w[g, o, i].item()) * (sum(v.item() ** 2 for v in x[:, g, i]) / 50) ** 0.5
+    ),
+    "ria": slow_ria,
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_score_equals_a_loop_over_weights(name, weight, inputs, statistics):
+    found = SCORES[name].function(weight, statistics, 0)
+    for g in range(2):
+        for o in range(3):
+            for i in range(4):
+                assert found[g, o, i].item() == pytest.approx(
+                    SLOW[name](weight, inputs, g, o, i), rel=1e-5
+                )
+
+
+def test_random_score_is_the_seeds_alone(weight):
+    score = SCORES["random"].function
+    assert torch.equal(score(weight, None, 7), score(weight * 2, None, 7))
+    assert not torch.equal(score(weight, None, 7), score(weight, None, 8))
+
+
+def test_scores_that_need_no_statistics_work_without(weight):
+    for name, score in SCORES.items():
+        if not score.needs_statistics:
+            assert score.function(weight, None, 0).shape == weight.shape, name
+
+
+def test_dead_rows_and_columns_score_zero_not_nan(statistics):
+    weight = torch.zeros(2, 3, 4)
+    for name in ("ria", "wanda", "fine_pruning"):
+        assert torch.equal(SCORES[name].function(weight, statistics, 0), weight)

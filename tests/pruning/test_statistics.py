@@ -1,0 +1,271 @@
+"""Streaming input statistics equal a slow recount, for every kind of layer."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import weight_norm as older_weight_norm
+from torch.nn.utils.parametrizations import weight_norm
+
+from fpspeech.pruning import InputStatistics, Observer, PruningError, observe, select_layers
+
+CONV1D = [
+    dict(kernel_size=3),
+    dict(kernel_size=4, stride=2, padding=1),
+    dict(kernel_size=3, dilation=2, padding=2, groups=2),
+    dict(kernel_size=5, stride=3, dilation=2, padding=4, groups=4),
+    dict(kernel_size=4, padding="same"),
+    dict(kernel_size=3, padding="valid", bias=False),
+    dict(kernel_size=3, padding=2, padding_mode="reflect"),
+    dict(kernel_size=3, padding=1, padding_mode="circular", groups=2),
+]
+CONV2D = [
+    dict(kernel_size=3, padding=1),
+    dict(kernel_size=(3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2),
+    dict(kernel_size=1, stride=2),
+    dict(kernel_size=3, padding="same", dilation=2, groups=4),
+    dict(kernel_size=3, padding=1, padding_mode="replicate"),
+]
+
+
+def recount(layer: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Feeds one-hot kernels through the layer's own geometry: what each weight multiplies.
+
+    Weight (o, i, k...) of the layer multiplies exactly what a layer of the same geometry outputs
+    when that weight alone is one and every other weight and the bias are zero.
+    """
+    weight = layer.weight.detach()
+    groups = getattr(layer, "groups", 1)
+    outputs = weight.shape[0] // groups
+    sums = {name: torch.zeros(groups, weight[0].numel()).double() for name in ("x", "abs", "sq")}
+    probe = type(layer)(**geometry(layer)).double()
+    nn.init.zeros_(probe.weight)
+    count = None
+    for group in range(groups):
+        for column, index in enumerate(itertools.product(*(range(n) for n in weight[0].shape))):
+            with torch.no_grad():
+                probe.weight.zero_()
+                probe.weight[(group * outputs, *index)] = 1
+                response = probe(batch.double())
+            channel = (
+                response[..., group * outputs]
+                if isinstance(layer, nn.Linear)
+                else (response[:, group * outputs])
+            )
+            sums["x"][group, column] = channel.sum()
+            sums["abs"][group, column] = channel.abs().sum()
+            sums["sq"][group, column] = (channel * channel).sum()
+            count = channel.numel()
+    return {**sums, "count": count}
+
+
+def geometry(layer: nn.Module) -> dict[str, object]:
+    if isinstance(layer, nn.Linear):
+        return dict(in_features=layer.in_features, out_features=layer.out_features, bias=False)
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    names += ("groups", "padding_mode")
+    return {**{name: getattr(layer, name) for name in names}, "bias": False}
+
+
+def assert_equal(found: InputStatistics, expected: dict[str, torch.Tensor]) -> None:
+    assert found.count == expected["count"]
+    for tensor, name in ((found.total, "x"), (found.absolute, "abs"), (found.square, "sq")):
+        torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-4)
+
+
+def statistics_of(layer: nn.Module, batches: list[torch.Tensor]) -> InputStatistics:
+    model = nn.Sequential(layer)
+    layers = select_layers(model).layers
+    return observe(model, batches, layers)["0"]
+
+
+@pytest.mark.parametrize("options", CONV1D)
+def test_conv1d_statistics_equal_a_recount(options):
+    torch.manual_seed(0)
+    layer = nn.Conv1d(4, 8, **options)
+    batch = torch.randn(3, 4, 17)
+    assert_equal(statistics_of(layer, [batch]), recount(layer, batch))
+
+
+@pytest.mark.parametrize("options", CONV2D)
+def test_conv2d_statistics_equal_a_recount(options):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 8, **options)
+    batch = torch.randn(2, 4, 9, 11)
+    assert_equal(statistics_of(layer, [batch]), recount(layer, batch))
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (2, 7, 6), (2, 3, 4, 6)])
+def test_linear_statistics_equal_a_recount(shape):
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 5)
+    batch = torch.randn(shape)
+    assert_equal(statistics_of(layer, [batch]), recount(layer, batch))
+
+
+@pytest.mark.parametrize("normed", [weight_norm, older_weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+def test_weight_normed_convolution_statistics_equal_a_recount(normed):
+    """Wav2Vec2's positional convolution: even kernel, grouped, padded, normed over dimension 2."""
+    torch.manual_seed(0)
+    layer = normed(nn.Conv1d(8, 8, kernel_size=6, padding=3, groups=4), name="weight", dim=2)
+    batch = torch.randn(2, 8, 13)
+    assert_equal(statistics_of(layer, [batch]), recount_normed(layer, batch))
+
+
+def recount_normed(layer: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    plain = nn.Conv1d(**geometry(layer))
+    return recount(plain, batch)
+
+
+def test_statistics_columns_are_in_the_order_of_the_weight():
+    """Σ_j w_j·Σx_j is the sum of the layer's outputs: holds only if columns and weights agree."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, bias=False)
+    model = nn.Sequential(conv)
+    layer = select_layers(model).layers[0]
+    batch = torch.randn(2, 4, 8, 8)
+    total = observe(model, [batch], [layer])["0"].total
+    predicted = (layer.weight().double() * total.unsqueeze(1)).sum(-1).reshape(-1)
+    outputs = conv(batch).sum((0, 2, 3)).double()
+    torch.testing.assert_close(predicted, outputs, rtol=1e-4, atol=1e-4)
+
+
+def test_many_batches_equal_one():
+    torch.manual_seed(0)
+    layer = nn.Conv1d(3, 4, 3, stride=2, padding=1)
+    batches = [torch.randn(2, 3, 20) for _ in range(5)]
+    streamed = statistics_of(layer, batches)
+    at_once = statistics_of(layer, [torch.cat(batches)])
+    assert streamed.count == at_once.count
+    torch.testing.assert_close(streamed.square, at_once.square, rtol=1e-6, atol=0)
+
+
+def test_merged_statistics_equal_one_stream():
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 3)
+    first, second = torch.randn(7, 4), torch.randn(5, 4)
+    merged = statistics_of(layer, [first]).merged(statistics_of(layer, [second]))
+    whole = statistics_of(layer, [torch.cat([first, second])])
+    assert merged.count == whole.count
+    torch.testing.assert_close(merged.absolute, whole.absolute)
+
+
+def test_batch_padding_never_counts_but_the_convolutions_own_padding_does():
+    torch.manual_seed(0)
+    conv = nn.Conv1d(4, 4, kernel_size=4, padding=2, stride=1)
+    linear = nn.Linear(4, 4)
+    model = nn.ModuleDict({"conv": conv, "linear": linear})
+    layers = select_layers(model).layers
+    short, long = torch.randn(1, 4, 9), torch.randn(1, 4, 14)
+    padded = torch.cat([nn.functional.pad(short, (0, 5), value=0.0), long])
+    junk = padded.clone()
+    junk[0, :, 9:] = 1e3  # frames behind the end must not count for the linear layer
+
+    together, alone = Observer(layers), Observer(layers)
+    lengths = {"conv": [10, 15], "linear": [9, 14]}
+    with torch.inference_mode():
+        with together.counting(lengths.__getitem__):
+            conv(padded)
+            linear(junk.transpose(1, 2))
+        with alone.counting():
+            for item in (short, long):
+                conv(item)
+                linear(item.transpose(1, 2))
+    for name in ("conv", "linear"):
+        found, expected = together.statistics()[name], alone.statistics()[name]
+        assert found.count == expected.count
+        torch.testing.assert_close(found.absolute, expected.absolute)
+        torch.testing.assert_close(found.square, expected.square)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_accumulate_in_float32_or_better(dtype):
+    """4096 squares of 16 overflow float16, and adding 1 to 4096 does nothing in bfloat16."""
+    layer = nn.Linear(2, 2).to(dtype)
+    found = statistics_of(layer, [torch.full((4096, 2), 16.0, dtype=dtype)] * 3)
+    assert found.square.tolist() == [[4096 * 256.0 * 3] * 2]
+    assert found.absolute.tolist() == [[4096 * 16.0 * 3] * 2]
+
+
+def test_memory_is_independent_of_the_amount_of_data():
+    layer = nn.Conv1d(4, 4, 3)
+    sizes = set()
+    for batches in (1, 20):
+        found = statistics_of(layer, [torch.randn(1, 4, 50)] * batches)
+        tensors = (found.total, found.absolute, found.square)
+        sizes.add(sum(tensor.numel() for tensor in tensors))
+    assert sizes == {3 * 4 * 3}
+
+
+def test_hooks_and_training_flags_are_put_back_after_an_error():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout())
+    model.train()
+    model[1].eval()
+    with pytest.raises(RuntimeError):
+        observe(model, [torch.randn(2, 4)], select_layers(model).layers)
+    assert not model[0]._forward_pre_hooks
+    assert (model.training, model[0].training, model[1].training) == (True, True, False)
+
+
+def test_nothing_needs_a_gradient():
+    model = nn.Sequential(nn.Linear(3, 3))
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append(torch.is_inference_mode_enabled()))
+    observe(model, [torch.randn(2, 3)], select_layers(model).layers)
+    assert seen == [True]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_resumed_counting_equals_uninterrupted_counting():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Conv1d(4, 2, 2))
+    layers = select_layers(model).layers
+    batches = [torch.randn(1, 3, 30) for _ in range(6)]
+    whole = observe(model, batches, layers)
+    first = observe(model, batches[:2], layers)
+    observer = Observer(layers)
+    observer.resume(first)
+    with torch.inference_mode(), observer.counting():
+        for batch in batches[2:]:
+            model(batch)
+    for name, expected in whole.items():
+        found = observer.statistics()[name]
+        assert found.count == expected.count
+        assert torch.equal(found.square, expected.square)
+
+
+def test_resume_refuses_statistics_of_another_model():
+    small, large = nn.Sequential(nn.Linear(3, 3)), nn.Sequential(nn.Linear(4, 3))
+    saved = observe(small, [torch.randn(2, 3)], select_layers(small).layers)
+    with pytest.raises(PruningError, match=r"shape \(1, 3\), the layer needs \(1, 4\)"):
+        Observer(select_layers(large).layers).resume(saved)
+
+
+def test_nan_input_is_an_error_that_names_the_layer():
+    model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(PruningError, match="the input of 0 was NaN or infinite"):
+        observe(model, [torch.tensor([[1.0, float("nan")]])], select_layers(model).layers)
+
+
+def test_no_batch_is_an_error():
+    model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(PruningError, match="no batch to observe"):
+        observe(model, [], select_layers(model).layers)
+
+
+@pytest.mark.parametrize("batch", [{"input": torch.ones(1, 2)}, (torch.ones(1, 2),)])
+def test_batches_may_be_mappings_and_tuples(batch):
+    model = nn.Linear(2, 2)
+    layers = select_layers(nn.Sequential(model)).layers
+    assert observe(model, [batch], layers)["0"].absolute.tolist() == [[1.0, 1.0]]
+
+
+def test_heavy_tailed_inputs_tell_mean_and_root_mean_square_apart():
+    rare = torch.zeros(100, 2)
+    rare[0, 0] = 10.0
+    rare[:, 1] = 0.2
+    found = statistics_of(nn.Linear(2, 1), [rare])
+    assert found.mean_absolute[0, 0] < found.mean_absolute[0, 1]
+    assert found.root_mean_square[0, 0] > found.root_mean_square[0, 1]
