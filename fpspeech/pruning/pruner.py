@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ class PruningConfig:
     score: a name of `SCORES`. group: which weights compete, "row", "layer", "global" or "N:M"
     (keep N of every M inputs; the sparsity is then 1 - N/M and `sparsity` must say so).
     cap: highest sparsity of a single layer under "global". seed: of the random score.
+    overrides: (pattern of layer names, sparsity) pairs, the last that matches counts; for "row"
+    and "layer" only, since "global" and "N:M" leave no choice a layer.
     Raises PruningError on values out of range.
     """
 
@@ -35,13 +38,20 @@ class PruningConfig:
     group: str = "row"
     cap: float = 0.95
     seed: int = 0
+    overrides: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1:
+        for sparsity in (self.sparsity, *(sparsity for _, sparsity in self.overrides)):
+            if not 0 <= sparsity < 1:
+                raise PruningError(
+                    f"sparsity is the share of weights that is pruned: expected "
+                    f"0 <= sparsity < 1, found {sparsity:g}"
+                    + (f"; did you mean {sparsity / 100:g}?" if 1 < sparsity < 100 else "")
+                )
+        if self.overrides and self.group not in ("row", "layer"):
             raise PruningError(
-                f"sparsity is the share of weights that is pruned: expected 0 <= sparsity < 1, "
-                f"found {self.sparsity:g}"
-                + (f"; did you mean {self.sparsity / 100:g}?" if 1 < self.sparsity < 100 else "")
+                f"a sparsity for single layers was given, but the group {self.group!r} decides "
+                "itself what each layer loses: use the group 'row' or 'layer'"
             )
         if self.score not in SCORES:
             raise PruningError(f"no score is named {self.score!r}: expected one of {list(SCORES)}")
@@ -61,6 +71,11 @@ class PruningConfig:
                 )
         if not 0 < self.cap <= 1:
             raise PruningError(f"expected 0 < cap <= 1, found {self.cap:g}")
+
+    def sparsity_for(self, name: str) -> float:
+        """The sparsity of the layer of this name."""
+        matching = [value for pattern, value in self.overrides if fnmatchcase(name, pattern)]
+        return matching[-1] if matching else self.sparsity
 
     @property
     def n_of_m(self) -> tuple[int, int] | None:
@@ -143,6 +158,12 @@ def make_masks(
     Returns masks by layer name, True where kept, shape (groups, outputs, inputs), on the CPU.
     Raises PruningError, naming the layer, when a score needs statistics that are not there.
     """
+    for pattern, _ in config.overrides:
+        if not any(fnmatchcase(layer.name, pattern) for layer in layers):
+            raise PruningError(
+                f"no pruned layer is named {pattern!r}, for which a sparsity was given: layers "
+                f"are named such as {layers[0].name!r}"
+            )
     if config.group == "global":
         return global_masks(
             {layer.name: _score(layer, statistics, config) for layer in layers},
@@ -155,9 +176,9 @@ def make_masks(
         if config.n_of_m is not None:
             masks[layer.name] = n_of_m_mask(score, *config.n_of_m)
         elif config.group == "row":
-            masks[layer.name] = row_mask(score, config.sparsity)
+            masks[layer.name] = row_mask(score, config.sparsity_for(layer.name))
         else:
-            masks[layer.name] = layer_mask(score, config.sparsity)
+            masks[layer.name] = layer_mask(score, config.sparsity_for(layer.name))
     return masks
 
 

@@ -219,6 +219,18 @@ def test_bad_settings_are_refused_with_a_remedy(settings, message):
         PruningConfig(**settings)
 
 
+def test_single_layers_may_have_a_sparsity_of_their_own(model):
+    layers = select_layers(model).layers
+    config = PruningConfig(score="magnitude", group="layer", overrides=(("*", 0.5), ("head", 0.0)))
+    masks = make_masks(layers, {}, config)
+    assert bool(masks["head"].all())
+    assert int((~masks["grouped"]).sum()) == masks["grouped"].numel() // 2
+    with pytest.raises(PruningError, match="no pruned layer is named 'haed'"):
+        make_masks(layers, {}, PruningConfig(overrides=(("haed", 0.5),)))
+    with pytest.raises(PruningError, match="decides itself"):
+        PruningConfig(group="global", overrides=(("head", 0.5),))
+
+
 def test_a_mask_of_another_model_is_refused(model):
     layers = select_layers(model).layers
     with pytest.raises(PruningError, match="no such layer"):

@@ -1,0 +1,146 @@
+"""Wav2Vec2 with a CTC head: `facebook/wav2vec2-base-960h`, `-large-960h-lv60-self` and the like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Wav2Vec2ForCTC, Wav2Vec2Processor
+
+from fpspeech.models.source import ModelError, Source
+from fpspeech.models.speech_model import Transcript
+from fpspeech.pruning import Observer
+
+_FRONT = "wav2vec2.feature_extractor.conv_layers"
+
+
+class Wav2Vec2:
+    """A `Wav2Vec2ForCTC` checkpoint and its processor.
+
+    Checkpoints whose feature extractor has a group norm take neither padding nor an attention
+    mask (the norm spans the whole recording), so their recordings run one at a time; those with
+    layer norms may run in padded batches under an attention mask.
+    """
+
+    family = "wav2vec2"
+    window_seconds = 30.0
+
+    def __init__(self, source: Source, network: Wav2Vec2ForCTC, processor: Wav2Vec2Processor):
+        self.source = source
+        self.network = network
+        self.network.train(False)
+        self.processor = processor
+        self.sampling_rate = int(processor.feature_extractor.sampling_rate)
+
+    @classmethod
+    def load(
+        cls, source: Source, device: torch.device | str = "cpu", language: str = "en"
+    ) -> Wav2Vec2:
+        """Loads the checkpoint in float32; raises ModelError when it is no CTC recogniser.
+
+        language: without effect, a CTC checkpoint knows one.
+        """
+        loaded: Any = Wav2Vec2ForCTC.from_pretrained(
+            source.folder, dtype=torch.float32, output_loading_info=True
+        )
+        network, info = loaded
+        missing = [key for key in info["missing_keys"] if "masked_spec_embed" not in key]
+        if missing:
+            raise ModelError(
+                f"{source.id} lacks weights of a Wav2Vec2ForCTC ({', '.join(sorted(missing)[:3])}"
+                f"{', ...' if len(missing) > 3 else ''}): expected a checkpoint fine-tuned for "
+                "recognition, such as facebook/wav2vec2-base-960h"
+            )
+        try:
+            processor = Wav2Vec2Processor.from_pretrained(source.folder)
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(
+                f"{source.id} has no processor that loads ({error}): expected "
+                "preprocessor_config.json, tokenizer_config.json and vocab.json beside the weights"
+            ) from error
+        return cls(source, network.to(device), processor)
+
+    @property
+    def exclusions(self) -> Mapping[str, str]:
+        """The first convolution, which reads ten samples an output, and the output layer."""
+        return {
+            f"{_FRONT}.0.conv": "first convolution: few inputs an output, all of them needed",
+            "lm_head": "output layer",
+        }
+
+    def observe(self, windows: Sequence[Tensor], observer: Observer) -> None:
+        """Runs windows of float32 samples through the model, each counted once.
+
+        In one padded batch where the checkpoint takes an attention mask, else one at a time.
+        """
+        together = self._takes_mask and not self.network.config.add_adapter
+        batches = [list(windows)] if together else [[window] for window in windows]
+        for batch in batches:
+            with torch.inference_mode(), observer.counting(self._valid_positions(batch)):
+                self.network(**self._inputs(batch))
+
+    @property
+    def components(self) -> Mapping[str, tuple[str, ...]]:
+        """Parts of the model that can be given a sparsity of their own."""
+        return {
+            "features": ("wav2vec2.feature_extractor.*", "wav2vec2.feature_projection.*"),
+            "encoder.pos_conv": ("wav2vec2.encoder.pos_conv_embed.conv",),
+            "encoder.self_attn": ("wav2vec2.encoder.layers.*.attention.*",),
+            "encoder.ffn": ("wav2vec2.encoder.layers.*.feed_forward.*",),
+        }
+
+    def transcribe(self, windows: Iterable[Tensor]) -> Transcript:
+        """Best-path CTC text of the consecutive windows of one recording."""
+        heard = (self._decode(self.logits(window)) for window in windows)
+        return Transcript(" ".join(filter(None, heard)))
+
+    def logits(self, window: Tensor) -> Tensor:
+        """CTC logits of one window of float32 samples, shape (frames, vocabulary)."""
+        with torch.inference_mode():
+            logits: Tensor = self.network(**self._inputs([window])).logits[0]
+        return logits
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes a stock folder that `Wav2Vec2ForCTC.from_pretrained` loads."""
+        self.network.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    @property
+    def _takes_mask(self) -> bool:
+        return bool(self.processor.feature_extractor.return_attention_mask)
+
+    def _inputs(self, windows: Sequence[Tensor]) -> dict[str, Tensor]:
+        inputs = self.processor.feature_extractor(
+            [window.numpy() for window in windows],
+            sampling_rate=self.sampling_rate,
+            padding=True,
+            return_tensors="pt",
+        )
+        return dict(inputs.to(self.network.device))
+
+    def _decode(self, logits: Tensor) -> str:
+        return str(self.processor.tokenizer.decode(logits.argmax(-1).cpu()))
+
+    def _valid_positions(self, windows: Sequence[Tensor]) -> Callable[[str], list[int] | None]:
+        """Positions of each layer that hold a window's own audio, not the batch's padding."""
+        config = self.network.config
+        lengths = [window.numel() for window in windows]
+        front: dict[str, list[int]] = {}
+        for index, (kernel, stride) in enumerate(
+            zip(config.conv_kernel, config.conv_stride, strict=True)
+        ):
+            lengths = [(length - kernel) // stride + 1 for length in lengths]
+            front[f"{_FRONT}.{index}.conv"] = lengths
+
+        def valid(name: str) -> list[int] | None:
+            if name in front:
+                return front[name]
+            if config.add_adapter and not name.startswith(("wav2vec2.enc", "wav2vec2.feature")):
+                return None  # behind the adapter's strides; such checkpoints run unpadded
+            # Behind the positional convolution one surplus output is dropped; frames say so.
+            return lengths
+
+        return valid
