@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -201,30 +202,53 @@ def _score(
     return values
 
 
-class Applied:
-    """Masks that are in force on a model; `restore()` undoes them bit for bit."""
+# A second mask on top would make `restore` depend on the order, so it is refused.
+_MASKED: WeakSet[nn.Module] = WeakSet()
 
-    def __init__(self, layers: Sequence[PrunableLayer], masks: Mapping[str, Tensor]):
+
+class Applied:
+    """Masks and updated values that are in force on a model; `restore()` undoes them exactly."""
+
+    def __init__(
+        self,
+        layers: Sequence[PrunableLayer],
+        masks: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        values: Mapping[str, Tensor],
+    ):
         _check_masks(layers, masks)
+        _check_values(state, values)
         self._layers = tuple(layer for layer in layers if layer.name in masks)
-        self._before: dict[str, dict[str, Tensor]] | None = {
-            layer.name: {name: tensor.clone() for name, tensor in layer.stored().items()}
+        for layer in self._layers:
+            if layer.module in _MASKED:
+                raise PruningError(f"{layer.name} carries a mask already: restore it first")
+        _MASKED.update(layer.module for layer in self._layers)
+        self._weights = [
+            {name: tensor.clone() for name, tensor in layer.stored().items()}
             for layer in self._layers
-        }
+        ]
+        self._values = [(state[name], state[name].clone()) for name in values]
+        self._in_force = True
         with torch.no_grad():
             for layer in self._layers:
                 weight = layer.weight()
                 mask = masks[layer.name].to(weight.device)
                 # Not a product: -w·0 is -0 and inf·0 is NaN.
                 layer.assign(weight.masked_fill(~mask, 0))
+            for name, value in values.items():
+                state[name].copy_(value)
 
     def restore(self) -> None:
-        """Puts the weights back bit for bit; a second call does nothing."""
-        if self._before is None:
+        """Puts everything back bit for bit; a second call does nothing."""
+        if not self._in_force:
             return
-        for layer in self._layers:
-            layer.put_back(self._before[layer.name])
-        self._before = None
+        for layer, stored in zip(self._layers, self._weights, strict=True):
+            layer.put_back(stored)
+            _MASKED.discard(layer.module)
+        with torch.no_grad():
+            for tensor, before in self._values:
+                tensor.copy_(before)
+        self._in_force = False
 
     def __enter__(self) -> Applied:
         return self
@@ -233,9 +257,32 @@ class Applied:
         self.restore()
 
 
-def apply_masks(layers: Sequence[PrunableLayer], masks: Mapping[str, Tensor]) -> Applied:
-    """Sets the pruned weights to zero in place; use as a context manager or call `restore()`."""
-    return Applied(layers, masks)
+def apply_masks(
+    layers: Sequence[PrunableLayer],
+    masks: Mapping[str, Tensor],
+    *,
+    network: nn.Module | None = None,
+    values: Mapping[str, Tensor] | None = None,
+) -> Applied:
+    """Sets the pruned weights to zero in place; use as a context manager or call `restore()`.
+
+    values: tensors that an update computed (biases, BatchNorm statistics), by their names in
+    the state dict of `network`, put in force with the masks and restored with them.
+    Raises PruningError when a mask or a value does not fit, or a layer carries a mask already.
+    """
+    state = network.state_dict() if network is not None else {}
+    return Applied(layers, masks, state, values or {})
+
+
+def _check_values(state: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        if name not in state:
+            raise PruningError(f"there is a value for {name!r}, which the model does not have")
+        if state[name].shape != value.shape:
+            raise PruningError(
+                f"the value for {name} has shape {tuple(value.shape)}, the model's "
+                f"{tuple(state[name].shape)}: they belong to different models"
+            )
 
 
 def _check_masks(layers: Sequence[PrunableLayer], masks: Mapping[str, Tensor]) -> None:

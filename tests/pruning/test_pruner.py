@@ -239,6 +239,27 @@ def test_a_mask_of_another_model_is_refused(model):
         apply_masks(layers, {"head": torch.ones(1, 5, 9, dtype=torch.bool)})
 
 
+def test_a_second_mask_on_top_is_refused_until_the_first_is_restored(model):
+    layers = select_layers(model).layers
+    masks = make_masks(layers, {}, PruningConfig(score="magnitude"))
+    with apply_masks(layers, masks), pytest.raises(PruningError, match="restore it first"):
+        apply_masks(layers, masks)
+    apply_masks(layers, masks).restore()
+
+
+def test_values_of_an_update_are_in_force_with_the_masks_and_restored(model):
+    layers = select_layers(model).layers
+    before = model.head.bias.detach().clone()
+    values = {"head.bias": torch.arange(5.0)}
+    with apply_masks(layers, {}, network=model, values=values):
+        assert torch.equal(model.head.bias, torch.arange(5.0))
+    assert torch.equal(model.head.bias, before)
+    with pytest.raises(PruningError, match="which the model does not have"):
+        apply_masks(layers, {}, network=model, values={"tail.bias": before})
+    with pytest.raises(PruningError, match=r"shape \(4,\), the model's \(5,\)"):
+        apply_masks(layers, {}, network=model, values={"head.bias": before[:4]})
+
+
 def test_restore_twice_is_harmless_and_infinite_weights_prune_to_zero():
     model = nn.Sequential(nn.Linear(2, 1, bias=False))
     with torch.no_grad():
