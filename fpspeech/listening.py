@@ -1,0 +1,269 @@
+"""Streaming a speaker's recordings through a model once: statistics, and what was skipped.
+
+Nothing here reads a transcript, and no gradient is taken. The statistics so far are saved now
+and then, so that an interrupted run goes on where it stopped, to the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fpspeech.corpora import UnusableAudio, Utterance, inspect_recording, is_silent, read_windows
+from fpspeech.models import SpeechModel
+from fpspeech.pruning import InputStatistics, Observer, PrunableLayer
+
+CHECKPOINT_SECONDS = 30.0  # s of wall time between two saves of the statistics
+_FORMAT = 1
+
+
+class NothingHeardError(ValueError):
+    """No recording of the speaker could be used."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; what it had counted is saved."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A recording that was not used, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass
+class Heard:
+    """What was heard of a speaker so far.
+
+    statistics: of every layer's input. seconds: of audio counted; silent_seconds: of windows
+    left out because they are silent. fingerprints: SHA-256 of each recording's file, by id.
+    """
+
+    statistics: dict[str, InputStatistics] = field(default_factory=dict, repr=False)
+    seconds: float = 0.0
+    silent_seconds: float = 0.0
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def skipped_by_reason(self) -> dict[str, int]:
+        """How many recordings were skipped for each reason."""
+        return dict(Counter(skipped.reason for skipped in self.skipped))
+
+
+@dataclass(frozen=True)
+class Listener:
+    """What to call while listening.
+
+    heard: with the seconds of audio of each window that is done. skipped: with each recording
+    that cannot be used, and the full message. stop: asked between windows; True ends the run.
+    """
+
+    heard: Callable[[float], None] = lambda seconds: None
+    skipped: Callable[[Skipped, str], None] = lambda skipped, message: None
+    stop: Callable[[], bool] = lambda: False
+
+
+def listen(
+    model: SpeechModel,
+    layers: Sequence[PrunableLayer],
+    utterances: Sequence[Utterance],
+    *,
+    window_seconds: float | None = None,
+    batch_size: int = 1,
+    checkpoint: Path | None = None,
+    listener: Listener | None = None,
+) -> Heard:
+    """Streams every recording through the model once and counts what the layers take in.
+
+    Memory does not grow with the amount of audio. Recordings that cannot be used are skipped
+    and listed; windows of silence inside long ones are left out. checkpoint: a file that keeps
+    the statistics so far; when it is there and fits, the run goes on from it.
+    Raises NothingHeardError when nothing is left, Interrupted after `listener.stop()`.
+    """
+    listener = listener or Listener()
+    window_seconds = min(window_seconds or model.window_seconds, model.window_seconds)
+    run = _Run(model, layers, listener, checkpoint, _key(model, layers, window_seconds, batch_size))
+    run.resume(utterances)
+    for batch in _batches(run.windows(utterances, window_seconds), batch_size):
+        run.count(batch)
+    if run.heard.seconds == 0:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in run.heard.skipped_by_reason.items())
+        raise NothingHeardError(
+            f"nothing to listen to: of {len(utterances)} recordings none can be used"
+            + (f" ({reasons})" if reasons else "")
+            + "; expected recordings of speech in WAV, FLAC, OGG or MP3"
+        )
+    run.heard.statistics = run.observer.statistics()
+    return run.heard
+
+
+@dataclass(frozen=True)
+class _Window:
+    samples: Tensor
+    seconds: float
+    number: int  # of the window in its recording, counted from 1
+    utterance: Utterance
+
+
+def _batches(windows: Iterator[_Window], size: int) -> Iterator[list[_Window]]:
+    batch: list[_Window] = []
+    for window in windows:
+        batch.append(window)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+class _Run:
+    """One pass over the recordings: where it is, and what was heard up to there."""
+
+    def __init__(
+        self,
+        model: SpeechModel,
+        layers: Sequence[PrunableLayer],
+        listener: Listener,
+        checkpoint: Path | None,
+        key: str,
+    ):
+        self.model = model
+        self.observer = Observer(layers)
+        self.listener = listener
+        self.checkpoint = checkpoint
+        self.key = key
+        self.heard = Heard()
+        self._windows_done: dict[str, int] = {}  # by utterance id; the last one may be partial
+        self._saved_at = time.monotonic()
+
+    def windows(self, utterances: Sequence[Utterance], window_seconds: float) -> Iterator[_Window]:
+        """The windows still to be counted, in order."""
+        seen_files = {sha: name for name, sha in self.heard.fingerprints.items()}
+        skipped = {each.id for each in self.heard.skipped}
+        for utterance in utterances:
+            if utterance.id in skipped:
+                continue
+            try:
+                recording = inspect_recording(utterance.audio)
+            except UnusableAudio as error:
+                self._skip(utterance, error.reason, str(error))
+                continue
+            other = seen_files.setdefault(recording.sha256, utterance.id)
+            if other != utterance.id:
+                message = f"{utterance.audio} is the same recording as {other}: counted once"
+                self._skip(utterance, "same recording twice", message)
+                continue
+            self.heard.fingerprints[utterance.id] = recording.sha256
+            cuts = read_windows(
+                recording,
+                sampling_rate=self.model.sampling_rate,
+                window_seconds=window_seconds,
+            )
+            for number, samples in enumerate(cuts, start=1):
+                if number <= self._windows_done.get(utterance.id, 0):
+                    continue
+                seconds = samples.numel() / self.model.sampling_rate
+                yield _Window(samples, seconds, number, utterance)
+
+    def count(self, batch: Sequence[_Window]) -> None:
+        """Counts a batch of windows, then saves or stops where that is due."""
+        sounding = [window for window in batch if not is_silent(window.samples)]
+        if sounding:
+            self.model.observe([window.samples for window in sounding], self.observer)
+        for window in batch:
+            self._windows_done[window.utterance.id] = window.number
+            self.listener.heard(window.seconds)
+        counted = sum(window.seconds for window in sounding)
+        self.heard.seconds += counted
+        self.heard.silent_seconds += sum(window.seconds for window in batch) - counted
+        stop = self.listener.stop()
+        if self.checkpoint is not None and (
+            stop or time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
+        ):
+            self._save(self.checkpoint)
+        if stop:
+            raise Interrupted(f"stopped after {self.heard.seconds / 60:.1f} minutes of audio")
+
+    def resume(self, utterances: Sequence[Utterance]) -> None:
+        """Goes on from the checkpoint where it is there and belongs to this very run."""
+        if self.checkpoint is None or not self.checkpoint.is_file():
+            return
+        try:
+            with safe_open(self.checkpoint, "pt") as file:
+                saved = json.loads((file.metadata() or {}).get("progress", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, ValueError, OSError):
+            return  # half a file or none of ours: start anew, it is overwritten
+        known = {utterance.id for utterance in utterances}
+        if saved.get("key") != self.key or not set(saved["windows_done"]) <= known:
+            return
+        self.observer.resume(
+            {
+                name: InputStatistics(count, *tensors[name].unbind(0))
+                for name, count in saved["counts"].items()
+            }
+        )
+        self._windows_done = saved["windows_done"]
+        self.heard = Heard(
+            seconds=saved["seconds"],
+            silent_seconds=saved["silent_seconds"],
+            fingerprints=saved["fingerprints"],
+            skipped=[Skipped(**each) for each in saved["skipped"]],
+        )
+        self.listener.heard(self.heard.seconds + self.heard.silent_seconds)
+
+    def _skip(self, utterance: Utterance, reason: str, message: str) -> None:
+        skipped = Skipped(utterance.id, reason)
+        self.heard.skipped.append(skipped)
+        self.listener.skipped(skipped, message)
+
+    def _save(self, path: Path) -> None:
+        statistics = self.observer.statistics()
+        progress = {
+            "key": self.key,
+            "counts": {name: found.count for name, found in statistics.items()},
+            "windows_done": self._windows_done,
+            "seconds": self.heard.seconds,
+            "silent_seconds": self.heard.silent_seconds,
+            "fingerprints": {
+                name: sha
+                for name, sha in self.heard.fingerprints.items()
+                if name in self._windows_done
+            },
+            "skipped": [asdict(skipped) for skipped in self.heard.skipped],
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(path.name + ".draft")
+        save_file(
+            {
+                name: torch.stack([found.total, found.absolute, found.square])
+                for name, found in statistics.items()
+            },
+            draft,
+            metadata={"progress": json.dumps(progress)},
+        )
+        os.replace(draft, path)
+        self._saved_at = time.monotonic()
+
+
+def _key(
+    model: SpeechModel, layers: Sequence[PrunableLayer], window_seconds: float, batch_size: int
+) -> str:
+    """What the statistics depend on besides the recordings."""
+    facts = [_FORMAT, model.source.sha256, window_seconds, batch_size]
+    facts += [(layer.name, layer.shape) for layer in layers]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -1,0 +1,45 @@
+"""Output folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class OutputError(ValueError):
+    """An output folder that must not be written."""
+
+
+def require_free(folder: Path, overwrite: bool) -> None:
+    """Raises OutputError when `folder` exists with content and may not be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file: give the name of a new folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise OutputError(f"{folder} exists already: give another folder, or --overwrite it")
+
+
+@contextmanager
+def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder to write into, moved to `folder` at the end of the block if it succeeds.
+
+    Raises OutputError when `folder` holds something and `overwrite` is false. After an error
+    inside the block nothing is left, and what was there before still is.
+    """
+    require_free(folder, overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    draft.chmod(0o755)
+    try:
+        yield draft
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+            folder.rename(old / "replaced")
+            draft.rename(folder)
+            shutil.rmtree(old)
+        else:
+            draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
