@@ -1,0 +1,479 @@
+"""The command line: thin commands over the library.
+
+Results go to standard output, notes and progress to standard error. Exit codes: 0 done, 1 the
+input or settings cannot be worked with, 2 wrong usage, 130 interrupted.
+"""
+
+# The library is imported inside the commands: torch takes seconds to load, --help should not.
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from fpspeech.corpora import Utterance
+    from fpspeech.models import SpeechModel
+    from fpspeech.personal import Personal
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,  # a traceback must not show what somebody said
+    help="Personalizes speech recognition to one speaker by pruning: no transcripts, no "
+    "backpropagation, nothing leaves the machine. Without --model and --audio, every command "
+    "works on the demo that the repository carries (synthetic voices).",
+)
+
+Audio = Annotated[
+    Path | None,
+    typer.Option(
+        "--audio",
+        help="Recordings: a folder per speaker, a folder of files, or a manifest (JSONL or CSV "
+        "with audio, speaker and optional id, text, split). Default: the demo.",
+        show_default=False,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Base model: a folder in Hugging Face format or a Hub id such as "
+        "facebook/wav2vec2-base-960h. Default: the demo's.",
+        show_default=False,
+    ),
+]
+Revision = Annotated[str | None, typer.Option(help="Revision of a Hub model.", show_default=False)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Language = Annotated[
+    str, typer.Option(help="What is spoken (ISO 639 code): picks the text normaliser.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that draws.")]
+Score = Annotated[
+    str,
+    typer.Option(
+        help="How contribution is measured: fine_pruning (|w|·E|x|), wanda, ria, magnitude, random."
+    ),
+]
+Group = Annotated[
+    str, typer.Option(help="Which weights compete: row, layer, global, or N:M such as 2:4.")
+]
+Exclude = Annotated[
+    list[str],
+    typer.Option("--exclude", help="Pattern of layer names to leave dense (repeatable)."),
+]
+Component = Annotated[
+    list[str],
+    typer.Option(
+        "--component",
+        metavar="NAME=SPARSITY",
+        help="Sparsity of a part of the model, such as encoder.ffn=0.5 (repeatable).",
+    ),
+]
+BatchSize = Annotated[
+    int, typer.Option(help="Windows run together, where the checkpoint takes padded batches.")
+]
+
+
+@app.command()
+def personalize(
+    speaker: Annotated[
+        str | None,
+        typer.Option(help="Whose recordings to adapt to. Not needed where there is one speaker."),
+    ] = None,
+    audio: Audio = None,
+    model: Model = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write. Default: personal/SPEAKER.", show_default=False),
+    ] = None,
+    sparsity: Annotated[float, typer.Option(help="Share of the weights to prune.")] = 0.7,
+    score: Score = "fine_pruning",
+    group: Group = "row",
+    cap: Annotated[
+        float, typer.Option(help="Highest sparsity of one layer with --group global.")
+    ] = 0.95,
+    component: Component = [],
+    exclude: Exclude = [],
+    default_exclusions: Annotated[
+        bool, typer.Option(help="Leave the first convolution and the output layer dense.")
+    ] = True,
+    hold_out: Annotated[
+        float,
+        typer.Option(
+            help="Share of the recordings to hold back, for `evaluate`. The choice "
+            "depends on their ids and the seed alone."
+        ),
+    ] = 0.0,
+    window_seconds: Annotated[
+        float | None,
+        typer.Option(help="Longest piece of audio run at once.", show_default=False),
+    ] = None,
+    batch_size: BatchSize = 1,
+    language: Language = "en",
+    revision: Revision = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list layers and sizes, and listen to nothing.")
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Listen to one speaker's recordings and write a personal model.
+
+    No transcript is read. The recordings stream through the base model once; the weights that
+    contribute least to what this speaker activates are pruned. Recordings that cannot be used
+    are skipped with a line each. Ctrl-C keeps what was heard: the same command goes on from it.
+
+    Example: fpspeech personalize --speaker anna --audio recordings/
+    """
+    from fpspeech import console
+    from fpspeech.config import Config
+    from fpspeech.corpora import hold_out as hold_out_share
+    from fpspeech.listening import Interrupted
+    from fpspeech.output_folder import require_free
+    from fpspeech.personalize import personalize as run
+    from fpspeech.personalize import plan
+    from fpspeech.pruning import PruningConfig
+
+    config = Config(
+        pruning=PruningConfig(sparsity=sparsity, score=score, group=group, cap=cap, seed=seed),
+        exclude=tuple(exclude),
+        components=tuple(_component(each) for each in component),
+        default_exclusions=default_exclusions,
+        window_seconds=window_seconds,
+        batch_size=batch_size,
+        language=language,
+    )
+    if dry_run:
+        loaded = _load(model, revision, device, language)
+        console.show_plan(loaded, plan(loaded, config), config, as_json)
+        return
+    utterances = _adaptation_set(audio, speaker)
+    utterances, held = hold_out_share(utterances, hold_out, seed)
+    folder = out or Path("personal") / utterances[0].speaker
+    require_free(folder, overwrite)
+    loaded = _load(model, revision, device, language)
+    checkpoint = folder.parent / f".{folder.name}.statistics.safetensors"
+    try:
+        with (
+            console.stop_on_interrupt() as stop,
+            console.listening_progress("listening", _seconds(utterances), stop) as listener,
+        ):
+            personal = run(loaded, utterances, config, checkpoint=checkpoint, listener=listener)
+    except Interrupted as interrupted:
+        console.notes.print(f"{interrupted}; run the same command again to go on")
+        raise typer.Exit(130) from None
+    personal.save(folder, overwrite=overwrite)
+    checkpoint.unlink(missing_ok=True)
+    console.show_personal(personal, folder, len(held), as_json)
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A personal model folder.")],
+    speaker: Annotated[
+        str | None,
+        typer.Option(help="Whose recordings to test on. Default: the one it was adapted to."),
+    ] = None,
+    audio: Audio = None,
+    model: Model = None,
+    language: Annotated[
+        str | None,
+        typer.Option(help="Language of the text normaliser. Default: as personalized."),
+    ] = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the word error rate of the speaker, dense beside personal.
+
+    Only transcribed recordings that were not used to adapt count; recordings are told apart by
+    their content, not by their names. The interval is a 95 % bootstrap over recordings.
+
+    Example: fpspeech evaluate personal/anna --audio recordings/
+    """
+    from fpspeech import console
+    from fpspeech.corpora import read_utterances
+    from fpspeech.evaluate import evaluate as run
+    from fpspeech.evaluate import find_speaker
+    from fpspeech.evaluation import text_normalizer
+    from fpspeech.personal import Personal
+
+    personal = Personal.load(folder)
+    normalizer = text_normalizer(language or personal.config.language)
+    place = audio or _demo_audio()
+    utterances = read_utterances(place, with_text=True, speaker=speaker)
+    if len({utterance.speaker for utterance in utterances}) > 1:
+        speaker = find_speaker(utterances, personal)
+        if speaker is None:
+            raise typer.BadParameter(
+                f"{place} holds several speakers, and none of them with a recording this "
+                "model was adapted on: say which one to test on",
+                param_hint="--speaker",
+            )
+        utterances = [utterance for utterance in utterances if utterance.speaker == speaker]
+    loaded = _load_base(personal, model, device)
+    tested = [utterance for utterance in utterances if utterance.text is not None]
+    with console.listening_progress("transcribing", 2 * _seconds(tested)) as listener:
+        evaluation = run(loaded, personal, utterances, normalizer, seed=seed, listener=listener)
+    console.show_evaluation(evaluation, personal, as_json)
+
+
+@app.command()
+def transcribe(
+    audio: Annotated[list[Path], typer.Argument(help="Recordings (WAV, FLAC, OGG, MP3).")],
+    personal: Annotated[
+        Path | None,
+        typer.Option(help="A personal model folder. Default: the dense base.", show_default=False),
+    ] = None,
+    model: Model = None,
+    language: Language = "en",
+    revision: Revision = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Print what a model hears, a line a recording; of any length.
+
+    Example: fpspeech transcribe memo.wav --personal personal/anna
+    """
+    from contextlib import nullcontext
+
+    from fpspeech import console
+    from fpspeech.corpora import UnusableAudio, inspect_recording, read_windows
+    from fpspeech.personal import Personal
+
+    adapted = Personal.load(personal) if personal else None
+    if adapted:
+        loaded = _load_base(adapted, model, device)
+    else:
+        loaded = _load(model, revision, device, language)
+    failed = 0
+    with adapted.apply(loaded) if adapted else nullcontext():
+        for path in audio:
+            try:
+                recording = inspect_recording(path)
+            except UnusableAudio as error:
+                console.notes.print(f"[yellow]skipped[/] {escape(str(error))}", soft_wrap=True)
+                failed += 1
+                continue
+            windows = read_windows(
+                recording, sampling_rate=loaded.sampling_rate, window_seconds=loaded.window_seconds
+            )
+            text = loaded.transcribe(windows).text
+            if as_json:
+                print(json.dumps({"audio": str(path), "text": text}, ensure_ascii=False))
+            else:
+                print(f"{path}\t{text}" if len(audio) > 1 else text)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def speakers(audio: Audio = None, as_json: AsJson = False) -> None:
+    """List who is in the recordings: utterances and minutes, from file headers.
+
+    Example: fpspeech speakers --audio recordings/
+    """
+    from fpspeech import console
+    from fpspeech.corpora import read_utterances, summarise_speakers
+
+    place = audio or _demo_audio()
+    console.show_speakers(summarise_speakers(read_utterances(place, with_text=True)), as_json)
+
+
+@app.command()
+def merge(
+    folder: Annotated[Path, typer.Argument(help="A personal model folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    model: Model = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a stock Hugging Face folder that plain `from_pretrained` loads.
+
+    The zeros are stored like other weights (float32), so the folder is as large as the base.
+
+    Example: fpspeech merge personal/anna --out anna-model
+    """
+    from fpspeech import console
+    from fpspeech.personal import Personal
+    from fpspeech.personal import merge as run
+
+    personal = Personal.load(folder)
+    run(personal, _load_base(personal, model, "cpu"), out, overwrite=overwrite)
+    console.notes.print(f"wrote {escape(str(out))}")
+
+
+@app.command()
+def compare(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for table.md and table.json.", show_default=False),
+    ] = None,
+    speaker: Annotated[
+        list[str], typer.Option("--speaker", help="Speaker (repeatable). Default: all.")
+    ] = [],
+    score: Annotated[list[str], typer.Option("--score", help="Score (repeatable).")] = [
+        "fine_pruning",
+        "magnitude",
+        "random",
+    ],
+    sparsity: Annotated[list[float], typer.Option("--sparsity", help="Sparsity (repeatable).")] = [
+        0.3,
+        0.5,
+        0.7,
+    ],
+    audio: Audio = None,
+    model: Model = None,
+    group: Group = "row",
+    exclude: Exclude = [],
+    batch_size: BatchSize = 1,
+    language: Language = "en",
+    revision: Revision = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure scores and controls at equal sparsity, speaker by speaker.
+
+    Recordings marked `adapt` are listened to, those marked `test` are measured on. Each cell
+    is a word error rate with its 95 % bootstrap interval.
+
+    Example: fpspeech compare --score fine_pruning --score random --sparsity 0.5
+    """
+    from fpspeech import console
+    from fpspeech.compare import compare_speakers
+    from fpspeech.config import Config
+    from fpspeech.corpora import read_utterances
+    from fpspeech.evaluation import text_normalizer
+    from fpspeech.output_folder import require_free
+    from fpspeech.pruning import PruningConfig
+
+    if out is not None:
+        require_free(out, overwrite)
+    for each in score:  # a typing error shows before the first minute is spent
+        for amount in sparsity:
+            PruningConfig(score=each, sparsity=amount, group=group, seed=seed)
+    config = Config(
+        pruning=PruningConfig(sparsity=sparsity[0], group=group, seed=seed),
+        exclude=tuple(exclude),
+        batch_size=batch_size,
+        language=language,
+    )
+    utterances = read_utterances(audio or _demo_audio(), with_text=True)
+    loaded = _load(model, revision, device, language)
+    rows = compare_speakers(
+        loaded,
+        utterances,
+        speaker,
+        config,
+        score,
+        sparsity,
+        text_normalizer(language),
+        progress=lambda name: console.notes.print(f"measuring {name}"),
+    )
+    console.show_comparison(rows, out, overwrite, as_json)
+
+
+def _component(text: str) -> tuple[str, float]:
+    name, _, sparsity = text.partition("=")
+    try:
+        return name, float(sparsity)
+    except ValueError:
+        raise typer.BadParameter(
+            f"expected NAME=SPARSITY such as encoder.ffn=0.5, found {text!r}",
+            param_hint="--component",
+        ) from None
+
+
+def _demo_audio() -> Path:
+    from fpspeech.demo import demo_folder
+
+    return demo_folder()
+
+
+def _load(model: str | None, revision: str | None, device: str, language: str) -> SpeechModel:
+    from transformers.utils import logging
+
+    from fpspeech.demo import demo_model
+    from fpspeech.models import load_speech_model
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call] # of loading: a second
+    return load_speech_model(
+        model or demo_model(), revision=revision, device=device, language=language
+    )
+
+
+def _load_base(personal: Personal, model: str | None, device: str) -> SpeechModel:
+    """The base of a personal model: as given, else from the Hub, else the demo's if it is that."""
+    from fpspeech.demo import DemoMissingError, demo_model
+    from fpspeech.models import find_model
+
+    base = personal.base
+    language = personal.config.language
+    if model is not None:
+        return _load(model, None, device, language)
+    if base.revision is not None:
+        return _load(base.id, base.revision, device, language)
+    try:
+        if find_model(demo_model()).sha256 == base.sha256:
+            return _load(None, None, device, language)
+    except DemoMissingError:
+        pass
+    raise typer.BadParameter(
+        f"the personal model was made from a local base named {base.id!r}: say where it is",
+        param_hint="--model",
+    )
+
+
+def _adaptation_set(audio: Path | None, speaker: str | None) -> list[Utterance]:
+    """The recordings to adapt on, without transcripts; one speaker's."""
+    from fpspeech.corpora import read_utterances
+
+    place = audio or _demo_audio()
+    utterances = read_utterances(place, with_text=False, speaker=speaker)
+    names = sorted({utterance.speaker for utterance in utterances})
+    if len(names) > 1:
+        raise typer.BadParameter(
+            f"{place} holds {len(names)} speakers ({', '.join(names[:8])}"
+            f"{', ...' if len(names) > 8 else ''}): say which one",
+            param_hint="--speaker",
+        )
+    marked = [utterance for utterance in utterances if utterance.split == "adapt"]
+    return marked or [utterance for utterance in utterances if utterance.split != "test"]
+
+
+def _seconds(utterances: list[Utterance]) -> float:
+    from fpspeech.corpora import summarise_speakers
+
+    return sum(summary.seconds for summary in summarise_speakers(utterances))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command `fpspeech`; errors that a person can mend are one message, not a traceback."""
+    try:
+        app(arguments)
+    except ValueError as error:
+        # What the library itself raises is meant for people; any other ValueError is a bug.
+        if not type(error).__module__.startswith("fpspeech."):
+            raise
+        from fpspeech.console import notes
+
+        notes.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
