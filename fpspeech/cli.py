@@ -9,6 +9,7 @@ input or settings cannot be worked with, 2 wrong usage, 130 interrupted.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -175,7 +176,10 @@ def personalize(
         raise typer.Exit(130) from None
     personal.save(folder, overwrite=overwrite)
     checkpoint.unlink(missing_ok=True)
-    console.show_personal(personal, folder, len(held), as_json)
+    following = ["fpspeech", "evaluate", str(folder)]
+    following += ["--audio", str(audio)] if audio else []
+    following += ["--model", model] if model else []
+    console.show_personal(personal, folder, len(held), shlex.join(following), as_json)
 
 
 @app.command()
@@ -417,7 +421,7 @@ def _load(model: str | None, revision: str | None, device: str, language: str) -
 def _load_base(personal: Personal, model: str | None, device: str) -> SpeechModel:
     """The base of a personal model: as given, else from the Hub, else the demo's if it is that."""
     from fpspeech.demo import DemoMissingError, demo_model
-    from fpspeech.models import find_model
+    from fpspeech.models import ModelError, find_model
 
     base = personal.base
     language = personal.config.language
@@ -428,7 +432,7 @@ def _load_base(personal: Personal, model: str | None, device: str) -> SpeechMode
     try:
         if find_model(demo_model()).sha256 == base.sha256:
             return _load(None, None, device, language)
-    except DemoMissingError:
+    except (DemoMissingError, ModelError):
         pass
     raise typer.BadParameter(
         f"the personal model was made from a local base named {base.id!r}: say where it is",

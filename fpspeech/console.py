@@ -35,7 +35,7 @@ from fpspeech.corpora import SpeakerSummary
 from fpspeech.evaluate import Evaluation, Recognition
 from fpspeech.evaluation import Interval, percentage, percentage_interval
 from fpspeech.listening import Listener, Skipped
-from fpspeech.models import SpeechModel
+from fpspeech.models import PretrainedModel
 from fpspeech.output_folder import whole_folder
 from fpspeech.personal import Personal
 from fpspeech.personalize import Plan, pruning_for
@@ -115,7 +115,7 @@ def show_speakers(summaries: Sequence[SpeakerSummary], as_json: bool) -> None:
     results.print(table)
 
 
-def show_plan(model: SpeechModel, plan: Plan, config: Config, as_json: bool) -> None:
+def show_plan(model: PretrainedModel, plan: Plan, config: Config, as_json: bool) -> None:
     """What a personalization would prune, keep and write."""
     layers = plan.selection.layers
     sparsity = pruning_for(model, config).sparsity_for
@@ -156,8 +156,10 @@ def show_plan(model: SpeechModel, plan: Plan, config: Config, as_json: bool) -> 
     )
 
 
-def show_personal(personal: Personal, folder: Path, held: int, as_json: bool) -> None:
-    """What was heard, pruned and written."""
+def show_personal(
+    personal: Personal, folder: Path, held: int, following: str, as_json: bool
+) -> None:
+    """What was heard, pruned and written, and the command to go on with."""
     report = personal.report
     size = sum(path.stat().st_size for path in folder.iterdir())
     if as_json:
@@ -182,7 +184,7 @@ def show_personal(personal: Personal, folder: Path, held: int, as_json: bool) ->
     table.add_row("took", f"{sum(report['wall_seconds'].values()):.1f} s")
     table.add_row("written", f"{escape(str(folder))} ({decimal(size)})")
     results.print(table)
-    results.print(f"next: fpspeech evaluate {escape(str(folder))}", soft_wrap=True)
+    results.print(f"next: {escape(following)}", soft_wrap=True)
 
 
 def show_evaluation(evaluation: Evaluation, personal: Personal, as_json: bool) -> None:

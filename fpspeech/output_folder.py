@@ -34,6 +34,8 @@ def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     draft.chmod(0o755)
     try:
         yield draft
+        for path in draft.rglob("*"):  # some writers make files for their owner alone
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
             folder.rename(old / "replaced")

@@ -93,7 +93,7 @@ def speech(tmp_path) -> Path:
             (folder / speaker).mkdir(parents=True, exist_ok=True)
             samples = sound(0.6 + 0.1 * number, seed=10 * voice + number)
             soundfile.write(folder / name, samples, RATE)
-            rows.append({"audio": name, "speaker": speaker, "text": "ONE TWO", "split": split})
+            rows.append({"audio": name, "speaker": speaker, "text": "LIGHT ON", "split": split})
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "manifest.jsonl").write_text(lines)
     return folder
