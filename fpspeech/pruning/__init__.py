@@ -20,12 +20,15 @@ from fpspeech.pruning.pruner import (
 )
 from fpspeech.pruning.scores import SCORES
 from fpspeech.pruning.statistics import InputStatistics, Observer
+from fpspeech.pruning.update import BatchNormObserver, Moments, match_batch_norms
 
 __all__ = [
     "SCORES",
     "Applied",
+    "BatchNormObserver",
     "Exclusion",
     "InputStatistics",
+    "Moments",
     "Observer",
     "PrunableLayer",
     "PruningConfig",
@@ -34,6 +37,7 @@ __all__ = [
     "apply_masks",
     "evaluation_mode",
     "make_masks",
+    "match_batch_norms",
     "observe",
     "pack",
     "select",

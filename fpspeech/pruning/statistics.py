@@ -75,6 +75,7 @@ class Observer:
     def __init__(self, layers: Sequence[PrunableLayer]):
         self._layers = tuple(layers)
         self._sums: dict[str, _RunningSums] = {}
+        self._scratch = _Scratch()
 
     @contextmanager
     def counting(self, valid: Valid | None = None) -> Iterator[None]:
@@ -126,9 +127,29 @@ class Observer:
             inputs: Tensor = args[0] if args else kwargs["input"]
             sums = self._sums.setdefault(layer.name, _RunningSums())
             for positions in _counted_positions(layer, inputs, lengths):
-                sums.add(positions)
+                sums.add(positions, self._scratch)
 
         return count_input
+
+
+class _Scratch:
+    """One buffer for |x| and x² of every layer: fresh memory would cost more than the sums."""
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+
+    def like(self, values: Tensor) -> Tensor:
+        """Memory of the shape, dtype and device of `values`, with anything in it."""
+        buffer = self._buffer
+        if (
+            buffer is None
+            or buffer.numel() < values.numel()
+            or (buffer.dtype, buffer.device) != (values.dtype, values.device)
+        ):
+            with torch.inference_mode(False):  # a plain tensor may be written in any mode
+                buffer = torch.empty(values.numel(), dtype=values.dtype, device=values.device)
+            self._buffer = buffer
+        return buffer[: values.numel()].view(values.shape)
 
 
 @dataclass
@@ -136,13 +157,15 @@ class _RunningSums:
     count: int = 0
     sums: Tensor | None = None  # (3, groups, inputs): Σx, Σ|x|, Σx²
 
-    def add(self, seen: _Positions) -> None:
+    def add(self, seen: _Positions, scratch: _Scratch) -> None:
         values = seen.values
         if values.dtype not in (torch.float32, torch.float64):
             values = values.float()
-        kinds = (values, values.abs(), values.square())
-        # One reduction a kind; stacked in the end, so that no copy outlives its reduction.
-        batch = torch.stack([seen.reduce(kind) for kind in kinds]).to(_accumulator(values))
+        copy = scratch.like(values)
+        total = seen.reduce(values)
+        absolute = seen.reduce(torch.abs(values, out=copy))
+        square = seen.reduce(torch.mul(values, values, out=copy))
+        batch = torch.stack([total, absolute, square]).to(_accumulator(values))
         self.sums = batch if self.sums is None else self.sums.to(batch) + batch
         self.count += seen.count
 
@@ -207,7 +230,8 @@ def _convolution_positions(layer: PrunableLayer, inputs: Tensor, length: int | N
     axes = len(module.kernel_size)
     if inputs.dim() == axes + 1:  # a single item, without the batch dimension
         inputs = inputs.unsqueeze(0)
-    padded = F.pad(inputs, _padding(module), mode=_padding_mode(module))
+    padding = _padding(module)
+    padded = F.pad(inputs, padding, mode=_padding_mode(module)) if any(padding) else inputs
     outputs = [
         (padded.shape[2 + axis] - module.dilation[axis] * (module.kernel_size[axis] - 1) - 1)
         // module.stride[axis]

@@ -209,6 +209,15 @@ def test_hooks_and_training_flags_are_put_back_after_an_error():
     assert (model.training, model[0].training, model[1].training) == (True, True, False)
 
 
+def test_counting_works_in_inference_mode_and_out_of_it():
+    model = nn.Sequential(nn.Linear(3, 3))
+    observer = Observer(select_layers(model).layers)
+    for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        with mode(), observer.counting():
+            model(torch.ones(2, 3))
+    assert observer.statistics()["0"].absolute.tolist() == [[6.0] * 3]
+
+
 def test_nothing_needs_a_gradient():
     model = nn.Sequential(nn.Linear(3, 3))
     seen = []
