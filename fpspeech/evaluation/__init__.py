@@ -1,6 +1,7 @@
 """Measuring: text normalisers, word error rates, confidence intervals and tables."""
 
 from fpspeech.evaluation.bootstrap import Interval, Paired, bootstrap_interval, paired_comparison
+from fpspeech.evaluation.hallucination import Hallucinations, hallucinations
 from fpspeech.evaluation.tables import (
     Cell,
     Row,
@@ -14,6 +15,7 @@ from fpspeech.evaluation.wer import UtteranceErrors, WordErrors, word_errors
 
 __all__ = [
     "Cell",
+    "Hallucinations",
     "Interval",
     "Paired",
     "Row",
@@ -22,6 +24,7 @@ __all__ = [
     "WordErrors",
     "bootstrap_interval",
     "csv_table",
+    "hallucinations",
     "markdown_table",
     "paired_comparison",
     "percentage",

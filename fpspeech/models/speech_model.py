@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from fpspeech.models.source import Source
+from fpspeech.models.pretrained import PretrainedModel
 from fpspeech.pruning import Observer
 
 
@@ -24,16 +23,8 @@ class Transcript:
     at_cap: int = 0
 
 
-class SpeechModel(Protocol):
+class SpeechModel(PretrainedModel, Protocol):
     """A pretrained recogniser as the rest of the toolkit sees it."""
-
-    @property
-    def source(self) -> Source:
-        """The checkpoint it was loaded from."""
-
-    @property
-    def network(self) -> nn.Module:
-        """The model itself, in evaluation mode."""
 
     @property
     def sampling_rate(self) -> int:
@@ -43,23 +34,8 @@ class SpeechModel(Protocol):
     def window_seconds(self) -> float:
         """The longest piece of audio it takes at once."""
 
-    @property
-    def family(self) -> str:
-        """The `model_type` of its configuration."""
-
-    @property
-    def exclusions(self) -> Mapping[str, str]:
-        """Layers left dense by default: patterns of module names -> the reason."""
-
     def observe(self, windows: Sequence[Tensor], observer: Observer) -> None:
         """Runs the model over windows of float32 samples while `observer` counts, each once."""
 
-    @property
-    def components(self) -> Mapping[str, tuple[str, ...]]:
-        """Names for parts of the model, such as `encoder.ffn` -> patterns of layer names."""
-
     def transcribe(self, windows: Iterable[Tensor]) -> Transcript:
         """Hears the consecutive windows of one recording."""
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Writes a stock Hugging Face folder: weights as they are now, and the processor."""

@@ -76,6 +76,21 @@ def test_statistics_equal_a_recount_one_recording_at_a_time(model, together):
         )
 
 
+def test_the_attention_mask_is_given_only_where_the_checkpoint_wants_it(model, monkeypatch):
+    given = []
+    forward = model.network.forward
+    monkeypatch.setattr(
+        model.network, "forward", lambda **inputs: given.append(inputs) or forward(**inputs)
+    )
+    model.observe(WINDOWS, Observer(()))
+    if model.network.config.feat_extract_norm == "layer":
+        assert [sorted(inputs) for inputs in given] == [["attention_mask", "input_values"]]
+        assert given[0]["attention_mask"].sum(-1).tolist() == [len(w) for w in WINDOWS]
+    else:  # one at a time, without padding
+        assert [sorted(inputs) for inputs in given] == [["input_values"]] * 3
+        assert [inputs["input_values"].shape for inputs in given] == [(1, len(w)) for w in WINDOWS]
+
+
 def test_query_key_and_value_see_one_input(model):
     layers = select_layers(model.network).layers
     observer = Observer(layers)
