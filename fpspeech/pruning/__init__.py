@@ -15,17 +15,18 @@ from fpspeech.pruning.pruner import (
     evaluation_mode,
     make_masks,
     observe,
+    products_for,
     select,
     sparsity_of,
+    update_weights,
 )
 from fpspeech.pruning.scores import SCORES
 from fpspeech.pruning.statistics import InputStatistics, Observer
-from fpspeech.pruning.update import BatchNormObserver, Moments, match_batch_norms
+from fpspeech.pruning.update import Moments, batch_norms, match_batch_norms, measure_moments
 
 __all__ = [
     "SCORES",
     "Applied",
-    "BatchNormObserver",
     "Exclusion",
     "InputStatistics",
     "Moments",
@@ -35,13 +36,17 @@ __all__ = [
     "PruningError",
     "Selection",
     "apply_masks",
+    "batch_norms",
     "evaluation_mode",
     "make_masks",
     "match_batch_norms",
+    "measure_moments",
     "observe",
     "pack",
+    "products_for",
     "select",
     "select_layers",
     "sparsity_of",
     "unpack",
+    "update_weights",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from fpspeech.pruning.layers import Exclusion, PrunableLayer, PruningError, Selection, select_layers
+from fpspeech.pruning.least_squares import can_fit, masked_least_squares
 from fpspeech.pruning.masks import global_masks, layer_mask, n_of_m_mask, row_mask
 from fpspeech.pruning.scores import SCORES
 from fpspeech.pruning.statistics import InputStatistics, Observer
 
 GROUPS = ("row", "layer", "global")
+UPDATES = ("none", "least_squares")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class PruningConfig:
     cap: highest sparsity of a single layer under "global". seed: of the random score.
     overrides: (pattern of layer names, sparsity) pairs, the last that matches counts; for "row"
     and "layer" only, since "global" and "N:M" leave no choice a layer.
+    update: what the kept weights become, "none" (they stay) or "least_squares" (see
+    `masked_least_squares`), with its ridge. product_stride: Σxxᵀ is counted at every n-th
+    position, since neighbouring frames are alike and it costs more than running the layer.
     Raises PruningError on values out of range.
     """
 
@@ -40,6 +45,9 @@ class PruningConfig:
     cap: float = 0.95
     seed: int = 0
     overrides: tuple[tuple[str, float], ...] = ()
+    update: str = "none"
+    ridge: float = 0.01
+    product_stride: int = 1
 
     def __post_init__(self) -> None:
         for sparsity in (self.sparsity, *(sparsity for _, sparsity in self.overrides)):
@@ -72,6 +80,16 @@ class PruningConfig:
                 )
         if not 0 < self.cap <= 1:
             raise PruningError(f"expected 0 < cap <= 1, found {self.cap:g}")
+        if self.update not in UPDATES:
+            raise PruningError(
+                f"no update is named {self.update!r}: expected one of {list(UPDATES)}"
+            )
+        if self.product_stride < 1:
+            raise PruningError(
+                f"expected a product stride of 1 or more, found {self.product_stride}"
+            )
+        if not self.ridge > 0:
+            raise PruningError(f"expected a ridge above 0, found {self.ridge:g}")
 
     def sparsity_for(self, name: str) -> float:
         """The sparsity of the layer of this name."""
@@ -110,14 +128,17 @@ def observe(
     batches: Iterable[Any],
     layers: Sequence[PrunableLayer],
     forward: Callable[[nn.Module, Any], object] | None = None,
+    products: Container[str] = (),
+    product_stride: int = 1,
 ) -> dict[str, InputStatistics]:
     """Streams batches through the model once, in evaluation mode, and counts the layers' inputs.
 
     forward: how to call the model with a batch; by default a tensor is the only argument, a
-    tuple the positional arguments and a mapping the keyword arguments. The model's training
-    flags are put back. Raises PruningError when there is no batch.
+    tuple the positional arguments and a mapping the keyword arguments. products,
+    product_stride: see `products_for` and `Observer`. The model's training flags are put back.
+    Raises PruningError without a batch.
     """
-    observer = Observer(layers)
+    observer = Observer(layers, products, product_stride)
     seen = 0
     with evaluation_mode(model), observer.counting():
         for batch in batches:
@@ -183,6 +204,43 @@ def make_masks(
     return masks
 
 
+def products_for(layers: Sequence[PrunableLayer], config: PruningConfig) -> frozenset[str]:
+    """Names of the layers whose Σxxᵀ the score or the update of `config` needs."""
+    if config.update == "none" and not SCORES[config.score].needs_products:
+        return frozenset()
+    return frozenset(layer.name for layer in layers if can_fit(layer))
+
+
+@torch.no_grad()
+def update_weights(
+    layers: Sequence[PrunableLayer],
+    masks: Mapping[str, Tensor],
+    statistics: Mapping[str, InputStatistics],
+    config: PruningConfig,
+) -> dict[str, Tensor]:
+    """What the kept weights become, in closed form; no weight is changed here.
+
+    Returns, for each layer whose statistics hold products, the kept weights in row-major order,
+    float16 as they are stored; nothing where the update is "none". Raises PruningError where a
+    value does not fit float16.
+    """
+    kept: dict[str, Tensor] = {}
+    for layer in layers if config.update != "none" else ():
+        found = statistics.get(layer.name)
+        if found is None or found.products is None:
+            continue
+        mask = masks[layer.name]
+        weight = layer.weight().to("cpu", torch.float32)
+        fitted = masked_least_squares(weight, mask, found, config.ridge)[mask].half()
+        if not bool(torch.isfinite(fitted).all()):
+            raise PruningError(
+                f"the updated weights of {layer.name} do not fit float16: raise the ridge "
+                f"(now {config.ridge:g})"
+            )
+        kept[layer.name] = fitted
+    return kept
+
+
 def _score(
     layer: PrunableLayer, statistics: Mapping[str, InputStatistics], config: PruningConfig
 ) -> Tensor:
@@ -215,8 +273,10 @@ class Applied:
         masks: Mapping[str, Tensor],
         state: Mapping[str, Tensor],
         values: Mapping[str, Tensor],
+        kept: Mapping[str, Tensor],
     ):
         _check_masks(layers, masks)
+        _check_kept(masks, kept)
         _check_values(state, values)
         self._layers = tuple(layer for layer in layers if layer.name in masks)
         for layer in self._layers:
@@ -233,8 +293,11 @@ class Applied:
             for layer in self._layers:
                 weight = layer.weight()
                 mask = masks[layer.name].to(weight.device)
-                # Not a product: -w·0 is -0 and inf·0 is NaN.
-                layer.assign(weight.masked_fill(~mask, 0))
+                if layer.name in kept:
+                    new = kept[layer.name].to(weight)
+                    layer.assign(torch.zeros_like(weight).masked_scatter(mask, new))
+                else:  # not a product: -w·0 is -0 and inf·0 is NaN
+                    layer.assign(weight.masked_fill(~mask, 0))
             for name, value in values.items():
                 state[name].copy_(value)
 
@@ -263,15 +326,27 @@ def apply_masks(
     *,
     network: nn.Module | None = None,
     values: Mapping[str, Tensor] | None = None,
+    kept: Mapping[str, Tensor] | None = None,
 ) -> Applied:
     """Sets the pruned weights to zero in place; use as a context manager or call `restore()`.
 
     values: tensors that an update computed (biases, BatchNorm statistics), by their names in
-    the state dict of `network`, put in force with the masks and restored with them.
+    the state dict of `network`, put in force with the masks and restored with them. kept: what
+    the kept weights become, by layer name, as `update_weights` gives them.
     Raises PruningError when a mask or a value does not fit, or a layer carries a mask already.
     """
     state = network.state_dict() if network is not None else {}
-    return Applied(layers, masks, state, values or {})
+    return Applied(layers, masks, state, values or {}, kept or {})
+
+
+def _check_kept(masks: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+    for name, weights in kept.items():
+        expected = int(masks[name].sum()) if name in masks else None
+        if weights.numel() != expected:
+            raise PruningError(
+                f"there are {weights.numel()} kept weights for {name}, "
+                + ("which has no mask" if expected is None else f"its mask keeps {expected}")
+            )
 
 
 def _check_values(state: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:

@@ -43,6 +43,22 @@ def ria(weight: Tensor, statistics: InputStatistics, seed: int) -> Tensor:
     return relative * statistics.root_mean_square.sqrt().unsqueeze(1)
 
 
+def obs(weight: Tensor, statistics: InputStatistics, seed: int) -> Tensor:
+    """|w|/sqrt([H⁻¹]_jj), H = E[xxᵀ] + λI: what removing the weight costs if others make up for it.
+
+    Optimal Brain Surgeon (Hassibi, Stork, NIPS 1992), λ = 0.01 · mean(diag E[xxᵀ]) as in
+    SparseGPT. Where no Σxxᵀ was counted, H is taken to be diagonal, and this is `wanda`.
+    """
+    if statistics.moments is None:
+        return wanda(weight, statistics, seed)
+    moments = statistics.moments.double()
+    damping = 0.01 * moments.diagonal(dim1=1, dim2=2).mean(-1)
+    damping = damping.masked_fill(damping == 0, 1)  # a group that never saw anything but zeros
+    hessian = moments + damping[:, None, None] * torch.eye(moments.shape[-1], dtype=moments.dtype)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    return weight.abs() / inverse.diagonal(dim1=1, dim2=2).sqrt().float().unsqueeze(1)
+
+
 def random(weight: Tensor, statistics: InputStatistics | None, seed: int) -> Tensor:
     """U(0, 1) from `seed`: the control that knows nothing."""
     generator = torch.Generator().manual_seed(seed)
@@ -51,16 +67,18 @@ def random(weight: Tensor, statistics: InputStatistics | None, seed: int) -> Ten
 
 @dataclass(frozen=True)
 class Score:
-    """One way to measure contribution, and whether it needs statistics of the inputs."""
+    """One way to measure contribution, and what it needs: statistics of the inputs, and Σxxᵀ."""
 
     function: Callable[..., Tensor]
     needs_statistics: bool
+    needs_products: bool = False
 
 
 SCORES = {
     "fine_pruning": Score(fine_pruning, needs_statistics=True),
     "wanda": Score(wanda, needs_statistics=True),
     "ria": Score(ria, needs_statistics=True),
+    "obs": Score(obs, needs_statistics=True, needs_products=True),
     "magnitude": Score(magnitude, needs_statistics=False),
     "random": Score(random, needs_statistics=False),
 }

@@ -1,13 +1,14 @@
 """Streaming statistics of what each weight multiplies: n, Σx, Σ|x| and Σx² for every input.
 
-Memory is a few vectors a layer however much data flows by. Sums are taken in float32 or better
+Where asked, also Σxxᵀ. Memory is a few vectors a layer (and that matrix) however much data flows
+by; unfolded inputs of convolutions are made piece by piece. Sums are taken in float32 or better
 within a batch and kept in float64 between batches (float32 where the device has no float64).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fpspeech.pruning.layers import PrunableLayer, PruningError
+
+UNFOLDED_VALUES = 1 << 23  # numbers of a convolution's unfolded input in memory at a time: 32 MiB
 
 Valid = Callable[[str], Sequence[int] | None]
 """Layer name -> for each item of the batch, how many leading positions count; None: all do."""
@@ -28,12 +31,21 @@ class InputStatistics:
 
     count: positions seen (frames, or output positions of a convolution).
     total, absolute, square: Σx, Σ|x|, Σx², each of shape (groups, inputs).
+    products: Σxxᵀ, shape (groups, inputs, inputs), where it was asked for; of product_count
+    positions, since neighbours are alike.
     """
 
     count: int
     total: Tensor
     absolute: Tensor
     square: Tensor
+    products: Tensor | None = None
+    product_count: int = 0
+
+    @property
+    def moments(self) -> Tensor | None:
+        """E[xxᵀ], shape (groups, inputs, inputs), float32, where products were counted."""
+        return None if self.products is None else self.products / self.product_count
 
     @property
     def mean(self) -> Tensor:
@@ -62,6 +74,10 @@ class InputStatistics:
             self.total + other.total,
             self.absolute + other.absolute,
             self.square + other.square,
+            None
+            if self.products is None or other.products is None
+            else self.products + other.products,
+            self.product_count + other.product_count,
         )
 
 
@@ -70,10 +86,18 @@ class Observer:
 
     Nothing is attached to the model outside `counting()`. The same observer may count many
     batches; `statistics()` gives the sums so far and `resume()` goes on from saved ones.
+    products: names of the layers whose Σxxᵀ is wanted too, from every product_stride-th position.
     """
 
-    def __init__(self, layers: Sequence[PrunableLayer]):
+    def __init__(
+        self,
+        layers: Sequence[PrunableLayer],
+        products: Container[str] = (),
+        product_stride: int = 1,
+    ):
         self._layers = tuple(layers)
+        self._products = products
+        self._product_stride = product_stride
         self._sums: dict[str, _RunningSums] = {}
         self._scratch = _Scratch()
 
@@ -118,7 +142,10 @@ class Observer:
                     f"the layer needs {(groups, inputs)}: they were taken from another model"
                 )
             self._sums[name] = _RunningSums(
-                saved.count, torch.stack([saved.total, saved.absolute, saved.square])
+                saved.count,
+                torch.stack([saved.total, saved.absolute, saved.square]),
+                saved.products,
+                saved.product_count,
             )
 
     def _hook(self, layer: PrunableLayer, lengths: Sequence[int] | None) -> Callable[..., None]:
@@ -128,6 +155,8 @@ class Observer:
             sums = self._sums.setdefault(layer.name, _RunningSums())
             for positions in _counted_positions(layer, inputs, lengths):
                 sums.add(positions, self._scratch)
+                if layer.name in self._products:
+                    sums.add_products(positions, self._product_stride)
 
         return count_input
 
@@ -156,6 +185,8 @@ class _Scratch:
 class _RunningSums:
     count: int = 0
     sums: Tensor | None = None  # (3, groups, inputs): Σx, Σ|x|, Σx²
+    products: Tensor | None = None  # (groups, inputs, inputs): Σxxᵀ
+    product_count: int = 0
 
     def add(self, seen: _Positions, scratch: _Scratch) -> None:
         values = seen.values
@@ -169,6 +200,17 @@ class _RunningSums:
         self.sums = batch if self.sums is None else self.sums.to(batch) + batch
         self.count += seen.count
 
+    def add_products(self, seen: _Positions, stride: int) -> None:
+        # float32 between batches too: in float64 these matrices would outweigh the model.
+        for rows in seen.rows(stride):  # (groups, inputs, positions)
+            rows = rows.float() if rows.dtype != torch.float64 else rows
+            product = rows @ rows.transpose(1, 2)
+            if self.products is None:
+                self.products = product
+            else:
+                self.products = self.products.to(product) + product
+            self.product_count += rows.shape[-1]
+
     def result(self, name: str) -> InputStatistics:
         if self.sums is None or self.count == 0:
             raise PruningError(f"{name} saw no input: every position was batch padding")
@@ -178,7 +220,9 @@ class _RunningSums:
                 f"the input of {name} was NaN or infinite: check the data, and run a float16 "
                 "model in float32 or bfloat16 if its activations overflow"
             )
-        return InputStatistics(self.count, *sums.unbind(0))
+        total, absolute, square = sums.unbind(0)
+        products = None if self.products is None else self.products.cpu()
+        return InputStatistics(self.count, total, absolute, square, products, self.product_count)
 
 
 def _accumulator(values: Tensor) -> torch.dtype:
@@ -190,12 +234,14 @@ class _Positions:
     """The positions of one input that count, and how to sum over them.
 
     values: the (padded) input. count: positions. reduce: a tensor of the same layout ->
-    its sums over the positions, shape (groups, inputs).
+    its sums over the positions, shape (groups, inputs). rows: the inputs of every n-th position,
+    in pieces of shape (groups, inputs, positions).
     """
 
     values: Tensor
     count: int
     reduce: Callable[[Tensor], Tensor]
+    rows: Callable[[int], Iterator[Tensor]]
 
 
 def _counted_positions(
@@ -220,7 +266,12 @@ def _linear_positions(layer: PrunableLayer, inputs: Tensor, length: int | None) 
     if length is not None:
         inputs = inputs[:, :length]
     rows = inputs.reshape(-1, inputs.shape[-1])  # (positions, inputs)
-    return _Positions(rows, rows.shape[0], lambda values: values.sum(0, keepdim=True))
+    return _Positions(
+        rows,
+        rows.shape[0],
+        reduce=lambda values: values.sum(0, keepdim=True),
+        rows=lambda stride: iter([rows[::stride].T.unsqueeze(0)]),
+    )
 
 
 def _convolution_positions(layer: PrunableLayer, inputs: Tensor, length: int | None) -> _Positions:
@@ -245,17 +296,28 @@ def _convolution_positions(layer: PrunableLayer, inputs: Tensor, length: int | N
     groups, _, columns = layer.shape
     over = (0, *range(2 + axes, 2 + 2 * axes))
 
-    def reduce(values: Tensor) -> Tensor:
+    def windows(values: Tensor) -> Tensor:
+        """A view: (items, channels, kernel..., positions...)."""
         steps = values.stride()[2:]
         strides = (
             *values.stride()[:2],
             *(step * dilation for step, dilation in zip(steps, module.dilation, strict=True)),
             *(step * stride for step, stride in zip(steps, module.stride, strict=True)),
         )
-        windows = values.as_strided(size, strides, values.storage_offset())
-        return windows.sum(over).reshape(groups, columns)  # (C, *kernel) -> (G, C/G·k)
+        return values.as_strided(size, strides, values.storage_offset())
 
-    return _Positions(padded, items * math.prod(outputs), reduce)
+    def reduce(values: Tensor) -> Tensor:
+        return windows(values).sum(over).reshape(groups, columns)  # (C, *kernel) -> (G, C/G·k)
+
+    def rows(stride: int) -> Iterator[Tensor]:
+        """Unfolded inputs, some positions of one item at a time."""
+        piece = max(1, UNFOLDED_VALUES // (groups * columns * math.prod(outputs[1:])))
+        for item in windows(padded):  # (channels, kernel..., positions...)
+            every_nth = item.transpose(0, 1 + axes)[::stride].transpose(0, 1 + axes)
+            for part in every_nth.split(piece, dim=1 + axes):
+                yield part.reshape(groups, columns, -1)
+
+    return _Positions(padded, items * math.prod(outputs), reduce, rows)
 
 
 def _padding(module: nn.Conv1d | nn.Conv2d) -> list[int]:

@@ -52,6 +52,31 @@ def test_score_equals_a_loop_over_weights(name, weight, inputs, statistics):
                 )
 
 
+def test_obs_is_the_least_damage_when_all_other_weights_may_move(weight, inputs):
+    """Against the best refit, by a direct solve, after each single weight is taken away."""
+    products = torch.einsum("ngi,ngj->gij", inputs, inputs)
+    sums = (inputs.sum(0), inputs.abs().sum(0), inputs.square().sum(0))
+    score = SCORES["obs"].function(weight, InputStatistics(50, *sums, products, 50), 0)
+    for g in range(2):
+        moments = inputs[:, g].double().T @ inputs[:, g].double() / 50
+        moments += 0.01 * moments.diagonal().mean() * torch.eye(4)
+        for o in range(3):
+            for i in range(4):
+                others = [j for j in range(4) if j != i]
+                removed = weight[g, o, i].double()
+                # The others move by d to make up for it: minimise (d - w_i e_i)ᵀ H (d - w_i e_i).
+                move = torch.linalg.solve(moments[others][:, others], removed * moments[others, i])
+                change = torch.zeros(4).double()
+                change[others], change[i] = move, -removed
+                damage = change @ moments @ change
+                assert score[g, o, i].item() ** 2 == pytest.approx(damage.item(), rel=1e-4)
+
+
+def test_obs_without_products_is_wanda(weight, statistics):
+    scores = [SCORES[name].function(weight, statistics, 0) for name in ("obs", "wanda")]
+    assert torch.equal(*scores)
+
+
 def test_random_score_is_the_seeds_alone(weight):
     score = SCORES["random"].function
     assert torch.equal(score(weight, None, 7), score(weight * 2, None, 7))

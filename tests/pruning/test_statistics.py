@@ -271,6 +271,61 @@ def test_batches_may_be_mappings_and_tuples(batch):
     assert observe(model, [batch], layers)["0"].absolute.tolist() == [[1.0, 1.0]]
 
 
+@pytest.mark.parametrize("unfolded", [1, 1 << 23])
+@pytest.mark.parametrize("options", [CONV1D[3], CONV1D[6], CONV2D[1]])
+def test_products_of_a_convolution_equal_its_unfolded_inputs(options, unfolded, monkeypatch):
+    """Against a convolution whose kernels are one-hot: its outputs are the inputs of a weight."""
+    monkeypatch.setattr("fpspeech.pruning.statistics.UNFOLDED_VALUES", unfolded)
+    torch.manual_seed(0)
+    one = isinstance(options["kernel_size"], int)
+    layer = (nn.Conv1d if one else nn.Conv2d)(4, 8, **options)
+    batch = torch.randn((3, 4, 17) if one else (2, 4, 7, 8))
+    model = nn.Sequential(layer)
+    observer = Observer(select_layers(model).layers, products={"0"})
+    with torch.no_grad(), observer.counting():
+        model(batch)
+    groups, inputs = layer.groups, layer.weight[0].numel()
+    wide = type(layer)(4, groups * inputs, **options, bias=False)
+    with torch.no_grad():
+        one_hot = torch.eye(inputs).repeat(groups, 1).reshape(wide.weight.shape)
+        wide.weight.copy_(one_hot)
+        unfolded_inputs = wide(batch).transpose(0, 1).reshape(groups, inputs, -1)
+    found = observer.statistics()["0"]
+    for group in range(groups):
+        expected = sum(torch.outer(x, x) for x in unfolded_inputs[group].T)
+        torch.testing.assert_close(found.products[group], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found.products.diagonal(dim1=1, dim2=2).double(), found.square, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_products_of_every_third_position():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 4, 2))
+    batch = torch.randn(2, 3, 12)
+    layers = select_layers(model).layers
+    found = observe(model, [batch], layers, products={"0"}, product_stride=3)["0"]
+    expected = sum(
+        torch.outer(item[:, t : t + 2].reshape(-1), item[:, t : t + 2].reshape(-1))
+        for item in batch
+        for t in range(0, 11, 3)
+    )
+    assert (found.count, found.product_count) == (22, 8)
+    torch.testing.assert_close(found.products[0], expected)
+    torch.testing.assert_close(found.moments[0], expected / 8)
+
+
+def test_products_of_a_linear_layer_leave_batch_padding_out():
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2)
+    batch = torch.randn(2, 5, 3)
+    observer = Observer(select_layers(nn.Sequential(layer)).layers, products={"0"})
+    with torch.no_grad(), observer.counting(lambda name: [5, 2]):
+        layer(batch)
+    expected = sum(torch.outer(x, x) for x in [*batch[0], *batch[1, :2]])
+    torch.testing.assert_close(observer.statistics()["0"].products, expected.unsqueeze(0))
+
+
 def test_heavy_tailed_inputs_tell_mean_and_root_mean_square_apart():
     rare = torch.zeros(100, 2)
     rare[0, 0] = 10.0
