@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +20,7 @@ from rich.markup import escape
 
 if TYPE_CHECKING:
     from fpspeech.corpora import Utterance
-    from fpspeech.models import SpeechModel
+    from fpspeech.models import PretrainedModel, SpeechModel
     from fpspeech.personal import Personal
 
 app = typer.Typer(
@@ -55,6 +56,17 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Language = Annotated[
     str, typer.Option(help="What is spoken (ISO 639 code): picks the text normaliser.")
 ]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        help="A recipe file (YAML), for images: which model, whose photos, how to prune.",
+        show_default=False,
+    ),
+]
+User = Annotated[
+    str | None, typer.Option("--user", help="Whose photos of the recipe.", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that draws.")]
@@ -66,6 +78,16 @@ Score = Annotated[
 ]
 Group = Annotated[
     str, typer.Option(help="Which weights compete: row, layer, global, or N:M such as 2:4.")
+]
+Update = Annotated[
+    str,
+    typer.Option(
+        help="What the kept weights become: none (as they are) or least_squares (those that best "
+        "reproduce the dense outputs on this speaker; written beside the mask as float16)."
+    ),
+]
+Ridge = Annotated[
+    float, typer.Option(help="How strongly least_squares holds on to the old weights.")
 ]
 Exclude = Annotated[
     list[str],
@@ -86,6 +108,7 @@ BatchSize = Annotated[
 
 @app.command()
 def personalize(
+    context: typer.Context,
     speaker: Annotated[
         str | None,
         typer.Option(help="Whose recordings to adapt to. Not needed where there is one speaker."),
@@ -102,6 +125,8 @@ def personalize(
     cap: Annotated[
         float, typer.Option(help="Highest sparsity of one layer with --group global.")
     ] = 0.95,
+    update: Update = "none",
+    ridge: Ridge = 0.01,
     component: Component = [],
     exclude: Exclude = [],
     default_exclusions: Annotated[
@@ -128,6 +153,8 @@ def personalize(
     ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    recipe: RecipeFile = None,
+    user: User = None,
 ) -> None:
     """Listen to one speaker's recordings and write a personal model.
 
@@ -135,8 +162,30 @@ def personalize(
     contribute least to what this speaker activates are pruned. Recordings that cannot be used
     are skipped with a line each. Ctrl-C keeps what was heard: the same command goes on from it.
 
+    With --recipe and --user it looks at a user's photos instead, and no label is read. What is
+    given beside them (sparsity, score, group, cap, update, ridge, model) overrules the recipe.
+
     Example: fpspeech personalize --speaker anna --audio recordings/
     """
+    if recipe is not None:
+        from fpspeech.image_commands import personalize_user
+
+        changes = _given(context, "sparsity", "score", "group", "cap", "update", "ridge")
+        _refuse_others(context, "recipe user out model device dry_run overwrite as_json", *changes)
+        personalize_user(
+            recipe,
+            user,
+            out,
+            model=model,
+            changes=changes,
+            device=device,
+            dry_run=dry_run,
+            overwrite=overwrite,
+            as_json=as_json,
+        )
+        return
+    if user is not None:
+        raise typer.BadParameter("goes with --recipe", param_hint="--user")
     from fpspeech import console
     from fpspeech.config import Config
     from fpspeech.corpora import hold_out as hold_out_share
@@ -147,7 +196,15 @@ def personalize(
     from fpspeech.pruning import PruningConfig
 
     config = Config(
-        pruning=PruningConfig(sparsity=sparsity, score=score, group=group, cap=cap, seed=seed),
+        pruning=PruningConfig(
+            sparsity=sparsity,
+            score=score,
+            group=group,
+            cap=cap,
+            seed=seed,
+            update=update,
+            ridge=ridge,
+        ),
         exclude=tuple(exclude),
         components=tuple(_component(each) for each in component),
         default_exclusions=default_exclusions,
@@ -184,6 +241,7 @@ def personalize(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="A personal model folder.")],
     speaker: Annotated[
         str | None,
@@ -198,14 +256,27 @@ def evaluate(
     device: Device = "auto",
     seed: Seed = 0,
     as_json: AsJson = False,
+    recipe: RecipeFile = None,
+    user: User = None,
 ) -> None:
     """Measure the word error rate of the speaker, dense beside personal.
 
     Only transcribed recordings that were not used to adapt count; recordings are told apart by
     their content, not by their names. The interval is a 95 % bootstrap over recordings.
 
+    With --recipe the personal model is one of images: dense and personal accuracy, each among all
+    classes and among the user's.
+
     Example: fpspeech evaluate personal/anna --audio recordings/
     """
+    if recipe is not None:
+        from fpspeech.image_commands import evaluate_user
+
+        _refuse_others(context, "recipe user folder model device seed as_json")
+        evaluate_user(folder, recipe, user, model=model, device=device, seed=seed, as_json=as_json)
+        return
+    if user is not None:
+        raise typer.BadParameter("goes with --recipe", param_hint="--user")
     from fpspeech import console
     from fpspeech.corpora import read_utterances
     from fpspeech.evaluate import evaluate as run
@@ -214,6 +285,10 @@ def evaluate(
     from fpspeech.personal import Personal
 
     personal = Personal.load(folder)
+    if "photos" in personal.report:
+        raise typer.BadParameter(
+            "the personal model is one of images: say which photos", param_hint="--recipe"
+        )
     normalizer = text_normalizer(language or personal.config.language)
     place = audio or _demo_audio()
     utterances = read_utterances(place, with_text=True, speaker=speaker)
@@ -308,12 +383,18 @@ def merge(
 
     Example: fpspeech merge personal/anna --out anna-model
     """
-    from fpspeech import console
+    from fpspeech import console, image_commands
+    from fpspeech.models.registry import IMAGE
     from fpspeech.personal import Personal
     from fpspeech.personal import merge as run
 
     personal = Personal.load(folder)
-    run(personal, _load_base(personal, model, "cpu"), out, overwrite=overwrite)
+    base: PretrainedModel
+    if personal.base.family in IMAGE:
+        base = image_commands.load_base(personal, model)
+    else:
+        base = _load_base(personal, model, "cpu")
+    run(personal, base, out, overwrite=overwrite)
     console.notes.print(f"wrote {escape(str(out))}")
 
 
@@ -326,11 +407,13 @@ def compare(
     speaker: Annotated[
         list[str], typer.Option("--speaker", help="Speaker (repeatable). Default: all.")
     ] = [],
-    score: Annotated[list[str], typer.Option("--score", help="Score (repeatable).")] = [
-        "fine_pruning",
-        "magnitude",
-        "random",
-    ],
+    method: Annotated[
+        list[str],
+        typer.Option(
+            "--method",
+            help="A score, or score+update such as fine_pruning+least_squares (repeatable).",
+        ),
+    ] = ["fine_pruning", "fine_pruning+least_squares", "magnitude", "random"],
     sparsity: Annotated[list[float], typer.Option("--sparsity", help="Sparsity (repeatable).")] = [
         0.3,
         0.5,
@@ -339,6 +422,7 @@ def compare(
     audio: Audio = None,
     model: Model = None,
     group: Group = "row",
+    ridge: Ridge = 0.01,
     exclude: Exclude = [],
     batch_size: BatchSize = 1,
     language: Language = "en",
@@ -348,15 +432,15 @@ def compare(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure scores and controls at equal sparsity, speaker by speaker.
+    """Measure methods and controls at equal sparsity, speaker by speaker.
 
     Recordings marked `adapt` are listened to, those marked `test` are measured on. Each cell
     is a word error rate with its 95 % bootstrap interval.
 
-    Example: fpspeech compare --score fine_pruning --score random --sparsity 0.5
+    Example: fpspeech compare --method fine_pruning --method random --sparsity 0.5
     """
     from fpspeech import console
-    from fpspeech.compare import compare_speakers
+    from fpspeech.compare import compare_speakers, pruning_of
     from fpspeech.config import Config
     from fpspeech.corpora import read_utterances
     from fpspeech.evaluation import text_normalizer
@@ -365,11 +449,12 @@ def compare(
 
     if out is not None:
         require_free(out, overwrite)
-    for each in score:  # a typing error shows before the first minute is spent
+    pruning = PruningConfig(sparsity=sparsity[0], group=group, seed=seed, ridge=ridge)
+    for each in method:  # a typing error shows before the first minute is spent
         for amount in sparsity:
-            PruningConfig(score=each, sparsity=amount, group=group, seed=seed)
+            replace(pruning_of(each, pruning), sparsity=amount)
     config = Config(
-        pruning=PruningConfig(sparsity=sparsity[0], group=group, seed=seed),
+        pruning=pruning,
         exclude=tuple(exclude),
         batch_size=batch_size,
         language=language,
@@ -381,12 +466,32 @@ def compare(
         utterances,
         speaker,
         config,
-        score,
+        method,
         sparsity,
         text_normalizer(language),
         progress=lambda name: console.notes.print(f"measuring {name}"),
     )
     console.show_comparison(rows, out, overwrite, as_json)
+
+
+def _given(context: typer.Context, *names: str) -> dict[str, object]:
+    """Those of the named options that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return {
+        name: context.params[name]
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    }
+
+
+def _refuse_others(context: typer.Context, allowed: str, *more: str) -> None:
+    """Usage error for an option on the command line that has no effect beside --recipe."""
+    odd = sorted(_given(context, *context.params).keys() - {*allowed.split(), *more})
+    if odd:
+        raise typer.BadParameter(
+            "has no effect with --recipe: the recipe says it",
+            param_hint=f"--{odd[0].replace('_', '-')}",
+        )
 
 
 def _component(text: str) -> tuple[str, float]:

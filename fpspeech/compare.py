@@ -1,4 +1,4 @@
-"""One speaker, many masks: the word error rate of every score at every sparsity, beside dense.
+"""One speaker, many masks: the word error rate of every method at every sparsity, beside dense.
 
 The recordings are listened to once; each mask is made from the same statistics and measured on
 the same held-back recordings, so that rows differ by the mask alone.
@@ -27,7 +27,14 @@ from fpspeech.listening import Listener, listen
 from fpspeech.models import SpeechModel
 from fpspeech.personal import Recordings
 from fpspeech.personalize import pruning_for, select_layers_of
-from fpspeech.pruning import apply_masks, make_masks, sparsity_of
+from fpspeech.pruning import (
+    PruningConfig,
+    apply_masks,
+    make_masks,
+    products_for,
+    sparsity_of,
+    update_weights,
+)
 
 
 class ComparisonError(ValueError):
@@ -38,12 +45,12 @@ class ComparisonError(ValueError):
 class Row:
     """One mask of one speaker, measured.
 
-    score: "dense" for the base model. sparsity: as asked, and as reached among the prunable
-    weights (whole weights a row). against_dense: paired comparison on the same recordings.
+    method: "dense" for the base model, else see `pruning_of`. sparsity: as asked. reached: among
+    the prunable weights (whole weights a row). against_dense: paired, on the same recordings.
     """
 
     speaker: str
-    score: str
+    method: str
     sparsity: float
     reached: float
     recognition: Recognition
@@ -54,7 +61,7 @@ class Row:
         errors = self.recognition.errors
         return {
             "speaker": self.speaker,
-            "score": self.score,
+            "method": self.method,
             "sparsity": self.sparsity,
             "sparsity_reached": self.reached,
             "wer": self.recognition.wer,
@@ -71,28 +78,33 @@ class Row:
         }
 
 
-def compare_scores(
+def compare_methods(
     model: SpeechModel,
     adapt: Sequence[Utterance],
     test: Sequence[Utterance],
     config: Config,
-    scores: Sequence[str],
+    methods: Sequence[str],
     sparsities: Sequence[float],
     normalizer: TextNormalizer,
     *,
     listener: Listener | None = None,
 ) -> list[Row]:
-    """Measures one speaker: dense, then every score at every sparsity.
+    """Measures one speaker: dense, then every method at every sparsity.
 
     adapt: recordings to listen to, transcripts unused. test: transcribed recordings; those that
-    are also in `adapt` are left out. config: everything but score and sparsity.
+    are also in `adapt` are left out. config: everything but score, update and sparsity. methods:
+    see `pruning_of`.
     """
     speaker = test[0].speaker
     selection = select_layers_of(model, config)
+    wanted = [pruning_of(method, config.pruning) for method in methods]
+    products = [products_for(selection.layers, pruning) for pruning in wanted]
     heard = listen(
         model,
         selection.layers,
         adapt,
+        products=frozenset().union(*products),
+        product_stride=config.pruning.product_stride,
         window_seconds=config.window_seconds,
         batch_size=config.batch_size,
         listener=listener,
@@ -102,17 +114,26 @@ def compare_scores(
     seed = config.pruning.seed
     dense = recognise(model, test_set, normalizer, seed=seed)
     rows = [Row(speaker, "dense", 0.0, 0.0, dense, None)]
-    for score in scores:
+    for method in methods:
         for sparsity in sparsities:
-            settings = replace(
-                config, pruning=replace(config.pruning, score=score, sparsity=sparsity)
-            )
-            masks = make_masks(selection.layers, heard.statistics, pruning_for(model, settings))
-            with apply_masks(selection.layers, masks):
+            pruning = replace(pruning_of(method, config.pruning), sparsity=sparsity)
+            pruning = pruning_for(model, replace(config, pruning=pruning))
+            masks = make_masks(selection.layers, heard.statistics, pruning)
+            kept = update_weights(selection.layers, masks, heard.statistics, pruning)
+            with apply_masks(selection.layers, masks, kept=kept):
                 pruned = recognise(model, test_set, normalizer, seed=seed)
             against = compare(dense, pruned, seed=seed)
-            rows.append(Row(speaker, score, sparsity, sparsity_of(masks), pruned, against))
+            rows.append(Row(speaker, method, sparsity, sparsity_of(masks), pruned, against))
     return rows
+
+
+def pruning_of(method: str, pruning: PruningConfig) -> PruningConfig:
+    """The settings of a method: a score, or score+update such as "wanda+least_squares".
+
+    Raises PruningError for names that are not known.
+    """
+    score, _, update = method.partition("+")
+    return replace(pruning, score=score, update=update or "none")
 
 
 def compare_speakers(
@@ -120,13 +141,13 @@ def compare_speakers(
     utterances: Sequence[Utterance],
     speakers: Sequence[str],
     config: Config,
-    scores: Sequence[str],
+    methods: Sequence[str],
     sparsities: Sequence[float],
     normalizer: TextNormalizer,
     *,
     progress: Callable[[str], None] = lambda speaker: None,
 ) -> list[Row]:
-    """`compare_scores` for every speaker named, or all; by the splits marked in the corpus.
+    """`compare_methods` for every speaker named, or all; by the splits marked in the corpus.
 
     Raises ComparisonError for a speaker without recordings marked `adapt` and `test`.
     """
@@ -146,36 +167,36 @@ def compare_speakers(
                 "'test': expected some of both"
             )
         progress(speaker)
-        rows += compare_scores(model, adapt, test, config, scores, sparsities, normalizer)
+        rows += compare_methods(model, adapt, test, config, methods, sparsities, normalizer)
     if not rows:
         raise ComparisonError("no speaker has recordings marked both 'adapt' and 'test'")
     return rows
 
 
 def comparison_table(rows: Sequence[Row]) -> str:
-    """Markdown: a line a speaker and score, a column a sparsity; WER with its 95 % interval.
+    """Markdown: a line a speaker and method, a column a sparsity; WER with its 95 % interval.
 
     Where there are several speakers, all of them together come last: errors over words of the
     whole, the interval resampling speakers first.
     """
     sparsities = sorted({row.sparsity for row in rows})
-    headers = ["speaker", "score"]
+    headers = ["speaker", "method"]
     headers += [f"{sparsity:.0%} zeros" if sparsity else "no zeros" for sparsity in sparsities]
     speakers = list(dict.fromkeys(row.speaker for row in rows))
-    scores = list(dict.fromkeys(row.score for row in rows))
+    methods = list(dict.fromkeys(row.method for row in rows))
     lines = []
     for speaker in (*speakers, None) if len(speakers) > 1 else speakers:
-        for score in scores:
+        for method in methods:
             cells = []
             for sparsity in sparsities:
                 same = [
                     row.recognition
                     for row in rows
-                    if (row.score, row.sparsity) == (score, sparsity)
+                    if (row.method, row.sparsity) == (method, sparsity)
                     and speaker in (None, row.speaker)
                 ]
                 cells.append(_cell(same))
-            lines.append([speaker or "all", score, *cells])
+            lines.append([speaker or "all", method, *cells])
     return markdown_table(headers, lines)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from fpspeech.pruning import PruningConfig, PruningError
 
+BATCH_NORM = ("match", "keep")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -17,7 +19,8 @@ class Config:
     dense beside the family's own exclusions. components: (name of a part of the model, sparsity)
     pairs. default_exclusions: keep the family's own. window_seconds: longest piece of audio run
     at once, in seconds; None: the model's own. batch_size: windows run together where the
-    checkpoint can. language: what is spoken.
+    checkpoint can, or photos. language: what is spoken. batch_norm: what becomes of the BatchNorm
+    moments of an image model, "match" (see `match_batch_norms`) or "keep".
     """
 
     pruning: PruningConfig = field(default_factory=PruningConfig)
@@ -27,10 +30,15 @@ class Config:
     window_seconds: float | None = None
     batch_size: int = 1
     language: str = "en"
+    batch_norm: str = "match"
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise PruningError(f"batch size: expected 1 or more, found {self.batch_size}")
+        if self.batch_norm not in BATCH_NORM:
+            raise PruningError(
+                f"batch norm: expected one of {list(BATCH_NORM)}, found {self.batch_norm!r}"
+            )
         if self.window_seconds is not None and self.window_seconds < 1:
             raise PruningError(
                 f"window seconds: expected 1 s or more, found {self.window_seconds:g} s"

@@ -212,7 +212,7 @@ def show_evaluation(evaluation: Evaluation, personal: Personal, as_json: bool) -
         return
     table = Table(title=f"word error rate, {personal.report['sparsity']:.1%} of weights pruned")
     table.add_column("model")
-    for column in ("WER", "95 % interval", "S", "D", "I", "words"):
+    for column in ("WER", "95 % interval", "S", "D", "I", "words", "loops", "at cap"):
         table.add_column(column, justify="right")
     for name, row in rows.items():
         counts = (row.errors.substitutions, row.errors.deletions, row.errors.insertions)
@@ -222,6 +222,8 @@ def show_evaluation(evaluation: Evaluation, personal: Personal, as_json: bool) -
             percentage_interval(row.interval),
             *(str(count) for count in counts),
             str(row.errors.words),
+            percentage(row.hallucinations.repetitive),
+            percentage(row.hallucinations.at_cap),
         )
     results.print(table)
     interval = Interval(comparison.low, comparison.high)
@@ -258,5 +260,6 @@ def _numbers(recognition: Recognition) -> dict[str, Any]:
         "deletions": errors.deletions,
         "insertions": errors.insertions,
         "insertion_rate": errors.insertion_rate,
-        "at_cap": recognition.at_cap,
+        "repetitive": recognition.hallucinations.repetitive,
+        "at_cap": recognition.hallucinations.at_cap,
     }

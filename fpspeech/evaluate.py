@@ -14,11 +14,13 @@ from fpspeech.corpora import (
     read_windows,
 )
 from fpspeech.evaluation import (
+    Hallucinations,
     Interval,
     Paired,
     TextNormalizer,
     WordErrors,
     bootstrap_interval,
+    hallucinations,
     paired_comparison,
     word_errors,
 )
@@ -54,7 +56,7 @@ class Recognition:
 
     errors: WordErrors
     interval: Interval
-    at_cap: int
+    hallucinations: Hallucinations
 
     @property
     def wer(self) -> float:
@@ -129,14 +131,14 @@ def recognise(
     """
     listener = listener or Listener()
     hypotheses: list[str] = []
-    at_cap = 0
+    at_cap: list[int] = []
     for recording in test_set.recordings:
         windows = read_windows(
             recording, sampling_rate=model.sampling_rate, window_seconds=model.window_seconds
         )
         transcript = model.transcribe(windows)
         hypotheses.append(transcript.text)
-        at_cap += transcript.at_cap
+        at_cap.append(transcript.at_cap)
         listener.heard(recording.seconds)
     errors = word_errors(
         [utterance.id for utterance in test_set.utterances],
@@ -150,7 +152,7 @@ def recognise(
             f"normalisation ({normalizer.name}): nothing to measure a word error rate on"
         )
     interval = bootstrap_interval(errors.utterance_errors, errors.utterance_words, seed=seed)
-    return Recognition(errors, interval, at_cap)
+    return Recognition(errors, interval, hallucinations(errors, hypotheses, at_cap))
 
 
 def compare(dense: Recognition, other: Recognition, *, seed: int = 0) -> Paired:

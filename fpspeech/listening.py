@@ -82,6 +82,8 @@ def listen(
     layers: Sequence[PrunableLayer],
     utterances: Sequence[Utterance],
     *,
+    products: frozenset[str] = frozenset(),
+    product_stride: int = 1,
     window_seconds: float | None = None,
     batch_size: int = 1,
     checkpoint: Path | None = None,
@@ -90,13 +92,16 @@ def listen(
     """Streams every recording through the model once and counts what the layers take in.
 
     Memory does not grow with the amount of audio. Recordings that cannot be used are skipped
-    and listed; windows of silence inside long ones are left out. checkpoint: a file that keeps
+    and listed; windows of silence inside long ones are left out. products: names of the layers
+    whose Σxxᵀ is counted too, at every product_stride-th position. checkpoint: a file that keeps
     the statistics so far; when it is there and fits, the run goes on from it.
     Raises NothingHeardError when nothing is left, Interrupted after `listener.stop()`.
     """
     listener = listener or Listener()
     window_seconds = min(window_seconds or model.window_seconds, model.window_seconds)
-    run = _Run(model, layers, listener, checkpoint, _key(model, layers, window_seconds, batch_size))
+    observer = Observer(layers, products, product_stride)
+    facts = (sorted(products), product_stride, window_seconds, batch_size)
+    run = _Run(model, observer, listener, checkpoint, _key(model, layers, facts))
     run.resume(utterances)
     for batch in _batches(run.windows(utterances, window_seconds), batch_size):
         run.count(batch)
@@ -136,13 +141,13 @@ class _Run:
     def __init__(
         self,
         model: SpeechModel,
-        layers: Sequence[PrunableLayer],
+        observer: Observer,
         listener: Listener,
         checkpoint: Path | None,
         key: str,
     ):
         self.model = model
-        self.observer = Observer(layers)
+        self.observer = observer
         self.listener = listener
         self.checkpoint = checkpoint
         self.key = key
@@ -211,12 +216,18 @@ class _Run:
         known = {utterance.id for utterance in utterances}
         if saved.get("key") != self.key or not set(saved["windows_done"]) <= known:
             return
-        self.observer.resume(
-            {
-                name: InputStatistics(count, *tensors[name].unbind(0))
-                for name, count in saved["counts"].items()
-            }
-        )
+        statistics = {}
+        for name, count in saved["counts"].items():
+            total, absolute, square = tensors[name]
+            statistics[name] = InputStatistics(
+                count,
+                total,
+                absolute,
+                square,
+                products=tensors.get(f"{name}:products"),
+                product_count=saved["product_counts"][name],
+            )
+        self.observer.resume(statistics)
         self._windows_done = saved["windows_done"]
         self.heard = Heard(
             seconds=saved["seconds"],
@@ -236,6 +247,7 @@ class _Run:
         progress = {
             "key": self.key,
             "counts": {name: found.count for name, found in statistics.items()},
+            "product_counts": {name: each.product_count for name, each in statistics.items()},
             "windows_done": self._windows_done,
             "seconds": self.heard.seconds,
             "silent_seconds": self.heard.silent_seconds,
@@ -248,22 +260,18 @@ class _Run:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(path.name + ".draft")
-        save_file(
-            {
-                name: torch.stack([found.total, found.absolute, found.square])
-                for name, found in statistics.items()
-            },
-            draft,
-            metadata={"progress": json.dumps(progress)},
-        )
+        tensors = {}
+        for name, found in statistics.items():
+            tensors[name] = torch.stack([found.total, found.absolute, found.square])
+            if found.products is not None:
+                tensors[f"{name}:products"] = found.products
+        save_file(tensors, draft, metadata={"progress": json.dumps(progress)})
         os.replace(draft, path)
         self._saved_at = time.monotonic()
 
 
-def _key(
-    model: SpeechModel, layers: Sequence[PrunableLayer], window_seconds: float, batch_size: int
-) -> str:
+def _key(model: SpeechModel, layers: Sequence[PrunableLayer], settings: Sequence[object]) -> str:
     """What the statistics depend on besides the recordings."""
-    facts = [_FORMAT, model.source.sha256, window_seconds, batch_size]
+    facts = [_FORMAT, model.source.sha256, *settings]
     facts += [(layer.name, layer.shape) for layer in layers]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -10,7 +10,9 @@ from fpspeech.config import Config
 
 def personal_card(base: Mapping[str, Any], config: Config, report: Mapping[str, Any]) -> str:
     """The model card of a personal model folder."""
-    return f"""{_front_matter(base)}
+    images = "photos" in report
+    use = "" if images else "fpspeech transcribe RECORDING.wav --personal THIS_FOLDER\n"
+    return f"""{_front_matter(base, images)}
 # A personal model for `{base["id"]}`
 
 {_what(base, config, report)}
@@ -18,47 +20,59 @@ def personal_card(base: Mapping[str, Any], config: Config, report: Mapping[str, 
 This folder holds one bit a weight, not the weights. With the base model at hand:
 
 ```bash
-fpspeech transcribe RECORDING.wav --personal THIS_FOLDER
-fpspeech merge THIS_FOLDER --out MERGED   # a stock Hugging Face folder
+{use}fpspeech merge THIS_FOLDER --out MERGED   # a stock Hugging Face folder
 ```
-{_privacy()}"""
+{_privacy(images)}"""
 
 
 def merged_card(base: Mapping[str, Any], config: Config, report: Mapping[str, Any]) -> str:
     """The model card of a merged folder."""
-    return f"""{_front_matter(base)}
+    images = "photos" in report
+    return f"""{_front_matter(base, images)}
 # `{base["id"]}`, personalized
 
 {_what(base, config, report)}
 
 Loads with plain `from_pretrained`. The zeros are stored like other weights: they make this
 folder neither smaller nor faster by themselves.
-{_privacy()}"""
+{_privacy(images)}"""
 
 
-def _front_matter(base: Mapping[str, Any]) -> str:
+def _front_matter(base: Mapping[str, Any], images: bool) -> str:
     # Only a Hub id means something to others; a local folder's name does not.
-    lines = ["library_name: fpspeech", "pipeline_tag: automatic-speech-recognition"]
+    task = "image-classification" if images else "automatic-speech-recognition"
+    lines = ["library_name: fpspeech", f"pipeline_tag: {task}"]
     if base["revision"] is not None:
         lines += [f"base_model: {base['id']}"]
-    lines += ["tags: [pruning, personalization, speech-recognition]"]
+    topic = "computer-vision" if images else "speech-recognition"
+    lines += [f"tags: [pruning, personalization, {topic}]"]
     return "\n".join(["---", *lines, "---"])
 
 
 def _what(base: Mapping[str, Any], config: Config, report: Mapping[str, Any]) -> str:
     pruned = report["pruned_weights"]
+    if "photos" in report:
+        data = f"{report['photos']:,} of one user's unlabeled photos, without labels"
+    else:
+        data = (
+            f"{report['seconds'] / 60:.1f} minutes of one speaker's unlabeled speech, without "
+            "transcripts"
+        )
+    matched = report.get("batch_norms_matched", 0)
     return (
         f"{pruned:,} of {report['prunable_weights']:,} prunable weights "
         f"({pruned / report['prunable_weights']:.1%}) are zero, chosen by the score "
-        f"`{config.pruning.score}` (compared by {config.pruning.group}) on "
-        f"{report['seconds'] / 60:.1f} minutes of one speaker's unlabeled speech, without "
-        f"transcripts and without backpropagation. SHA-256 of the base weights: "
-        f"`{base['sha256']}`."
+        f"`{config.pruning.score}` (compared by {config.pruning.group}) on {data} and without "
+        "backpropagation. "
+        + (f"The moments of {matched} BatchNorms are matched to the base's. " if matched else "")
+        + f"SHA-256 of the base weights: `{base['sha256']}`."
     )
 
 
-def _privacy() -> str:
-    return """
-It holds no audio, no transcript and no name. It was adapted to one person's voice and may serve
+def _privacy(images: bool) -> str:
+    holds = "photo, no label" if images else "audio, no transcript"
+    whose = "photos" if images else "voice"
+    return f"""
+It holds no {holds} and no name. It was adapted to one person's {whose} and may serve
 others worse. The method is Fine-Pruning (Bingham, Zonouz, Aran, Patterns 2025, arXiv 2602.18507).
 """

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from fpspeech.config import Config
 from fpspeech.model_card import merged_card, personal_card
-from fpspeech.models import SpeechModel
+from fpspeech.models import PretrainedModel
 from fpspeech.output_folder import whole_folder
 from fpspeech.pruning import Applied, PrunableLayer, apply_masks, pack, unpack
 
 FORMAT = 1
 SETTINGS, REPORT, CARD = "fpspeech.json", "report.json", "README.md"
 MASK, VALUES = "mask.safetensors", "values.safetensors"
+_KEPT = "kept:"  # before a layer's name in the values file
 
 
 class PersonalError(ValueError):
@@ -47,7 +48,7 @@ class Base:
     family: str
 
     @classmethod
-    def of(cls, model: SpeechModel) -> Base:
+    def of(cls, model: PretrainedModel) -> Base:
         """The base that `model` was loaded from."""
         source = model.source
         return cls(source.id, source.revision, source.sha256, model.family)
@@ -84,7 +85,8 @@ class Personal:
     """One speaker's masks for one base model.
 
     masks: by layer name, True where the weight is kept, shape (groups, outputs, inputs).
-    values: what an update changed beside the masks, by names of the state dict; often nothing.
+    kept: what an update made of the kept weights, by layer name, float16 in row-major order.
+    values: what it changed beside them, by names of the state dict. Both are often empty.
     report: what was done and measured, plain JSON values. versions: of the libraries.
     """
 
@@ -96,9 +98,10 @@ class Personal:
     report: Mapping[str, Any] = field(repr=False)
     versions: Mapping[str, str] = field(repr=False)
     values: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    kept: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
-    def apply(self, model: SpeechModel) -> Applied:
-        """Sets the pruned weights of the base model in memory to zero.
+    def apply(self, model: PretrainedModel) -> Applied:
+        """Sets the pruned weights of the base model in memory to zero, the kept as updated.
 
         Use as a context manager, or call `restore()` on the result: the base is back bit for bit.
         Raises PersonalError when `model` is not the base it was made from.
@@ -114,7 +117,9 @@ class Personal:
         if missing:
             raise PersonalError(f"the base model has no layer named {missing[0]}")
         layers = [PrunableLayer(name, modules[name]) for name in self.masks]
-        return apply_masks(layers, self.masks, network=model.network, values=self.values)
+        return apply_masks(
+            layers, self.masks, network=model.network, values=self.values, kept=self.kept
+        )
 
     def save(self, folder: Path, *, overwrite: bool = False) -> None:
         """Writes the personal model folder; it appears whole or not at all."""
@@ -132,8 +137,10 @@ class Personal:
         }
         with whole_folder(folder, overwrite=overwrite) as draft:
             save_file({name: pack(mask) for name, mask in self.masks.items()}, draft / MASK)
-            if self.values:
-                save_file(dict(self.values), draft / VALUES)
+            changed = {f"{_KEPT}{name}": weights for name, weights in self.kept.items()}
+            changed |= self.values
+            if changed:
+                save_file(changed, draft / VALUES)
             _write_json(draft / SETTINGS, settings)
             _write_json(draft / REPORT, dict(self.report))
             card = personal_card(asdict(self.base), self.config, self.report)
@@ -149,7 +156,7 @@ class Personal:
                 f"{FORMAT}: update fpspeech, or personalize again"
             )
         packed = _read_tensors(folder / MASK)
-        values = _read_tensors(folder / VALUES) if (folder / VALUES).exists() else {}
+        changed = _read_tensors(folder / VALUES) if (folder / VALUES).exists() else {}
         if packed.keys() != settings["layers"].keys():
             odd = sorted(packed.keys() ^ settings["layers"].keys())
             raise PersonalError(
@@ -170,13 +177,16 @@ class Personal:
                 seconds=settings["seconds"],
                 report=_read_json(folder / REPORT),
                 versions=settings["versions"],
-                values=values,
+                values={n: v for n, v in changed.items() if not n.startswith(_KEPT)},
+                kept={n.removeprefix(_KEPT): v for n, v in changed.items() if n.startswith(_KEPT)},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PersonalError(f"{folder / SETTINGS} is damaged: {error}") from error
 
 
-def merge(personal: Personal, model: SpeechModel, folder: Path, *, overwrite: bool = False) -> None:
+def merge(
+    personal: Personal, model: PretrainedModel, folder: Path, *, overwrite: bool = False
+) -> None:
     """Writes a stock Hugging Face folder whose plain `from_pretrained` gives the personal model.
 
     Every weight keeps its name, and the dtype it has in `model` (float32), so that the logits

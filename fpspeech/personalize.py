@@ -15,15 +15,17 @@ from torch import Tensor
 from fpspeech.config import Config
 from fpspeech.corpora import Utterance
 from fpspeech.listening import Heard, Listener, listen
-from fpspeech.models import SpeechModel
+from fpspeech.models import PretrainedModel, SpeechModel
 from fpspeech.personal import Base, Personal, Recordings
 from fpspeech.pruning import (
     PruningConfig,
     PruningError,
     Selection,
     make_masks,
+    products_for,
     select,
     sparsity_of,
+    update_weights,
 )
 
 
@@ -47,13 +49,17 @@ def personalize(
         model,
         selection.layers,
         utterances,
+        products=products_for(selection.layers, config.pruning),
+        product_stride=config.pruning.product_stride,
         window_seconds=config.window_seconds,
         batch_size=config.batch_size,
         checkpoint=checkpoint,
         listener=listener,
     )
     listened = time.perf_counter() - started
-    masks = make_masks(selection.layers, heard.statistics, pruning_for(model, config))
+    pruning = pruning_for(model, config)
+    masks = make_masks(selection.layers, heard.statistics, pruning)
+    kept = update_weights(selection.layers, masks, heard.statistics, pruning)
     took = {"listening": listened, "pruning": time.perf_counter() - started - listened}
     return Personal(
         base=Base.of(model),
@@ -61,6 +67,7 @@ def personalize(
         masks=masks,
         recordings=Recordings.of(heard.fingerprints.values()),
         seconds=heard.seconds,
+        kept=kept,
         report=_report(model, selection, masks, heard, took),
         versions={
             "python": platform.python_version(),
@@ -69,14 +76,14 @@ def personalize(
     )
 
 
-def select_layers_of(model: SpeechModel, config: Config) -> Selection:
+def select_layers_of(model: PretrainedModel, config: Config) -> Selection:
     """The layers that `config` prunes in `model`, and the exclusions with their reasons."""
     exclude = dict(model.exclusions) if config.default_exclusions else {}
     exclude |= dict.fromkeys(config.exclude, "excluded by request")
     return select(model.network, config.pruning, exclude)
 
 
-def pruning_for(model: SpeechModel, config: Config) -> PruningConfig:
+def pruning_for(model: PretrainedModel, config: Config) -> PruningConfig:
     """The pruning settings with the sparsities of named components written out as layer names.
 
     Raises PruningError when the model has no such component.
@@ -105,35 +112,34 @@ class Plan:
     artifact_bytes: int
 
 
-def plan(model: SpeechModel, config: Config) -> Plan:
+def plan(model: PretrainedModel, config: Config) -> Plan:
     """Lists the layers and sizes of a personalization, for a dry run."""
     selection = select_layers_of(model, config)
-    pruning_for(model, config)
+    pruning = pruning_for(model, config)
     packed = sum((layer.size + 7) // 8 for layer in selection.layers)
+    updated = products_for(selection.layers, pruning)
+    kept = sum(
+        2 * round(layer.size * (1 - pruning.sparsity_for(layer.name)))  # float16
+        for layer in selection.layers
+        if layer.name in updated
+    )
     # Names and shapes stand in the safetensors header, the settings and the report.
     names = sum(3 * len(layer.name) + 400 for layer in selection.layers)
     return Plan(
         selection,
         prunable=selection.size,
         parameters=sum(parameter.numel() for parameter in model.network.parameters()),
-        artifact_bytes=packed + names + 4096,
+        artifact_bytes=packed + kept + names + 4096,
     )
 
 
-def _report(
-    model: SpeechModel,
-    selection: Selection,
-    masks: Mapping[str, Tensor],
-    heard: Heard,
-    took: Mapping[str, float],
+def weights_report(
+    model: PretrainedModel, selection: Selection, masks: Mapping[str, Tensor]
 ) -> dict[str, Any]:
+    """What the masks do to the model, in numbers, as plain JSON values."""
     prunable = sum(mask.numel() for mask in masks.values())
     kept = sum(int(mask.sum()) for mask in masks.values())
     return {
-        "seconds": round(heard.seconds, 3),
-        "silent_seconds": round(heard.silent_seconds, 3),
-        "recordings": len(heard.fingerprints),
-        "skipped": heard.skipped_by_reason,
         "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
         "prunable_weights": prunable,
         "pruned_weights": prunable - kept,
@@ -143,5 +149,21 @@ def _report(
             for name, mask in masks.items()
         },
         "excluded": [asdict(exclusion) for exclusion in selection.excluded],
+    }
+
+
+def _report(
+    model: SpeechModel,
+    selection: Selection,
+    masks: Mapping[str, Tensor],
+    heard: Heard,
+    took: Mapping[str, float],
+) -> dict[str, Any]:
+    return {
+        "seconds": round(heard.seconds, 3),
+        "silent_seconds": round(heard.silent_seconds, 3),
+        "recordings": len(heard.fingerprints),
+        "skipped": heard.skipped_by_reason,
+        **weights_report(model, selection, masks),
         "wall_seconds": {name: round(seconds, 3) for name, seconds in took.items()},
     }

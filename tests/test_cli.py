@@ -183,15 +183,16 @@ def test_compare_prints_and_writes_a_table(capsys, here, speech, tiny_group):
     code, out, _ = run(capsys, "compare", *arguments)
     assert code == 0
     lines = out.splitlines()
-    assert lines[0] == "| speaker | score | no zeros | 50% zeros |"
+    assert lines[0] == "| speaker | method | no zeros | 50% zeros |"
     rows = [line.split(" | ")[:2] for line in lines[2:]]
     assert rows[:4] == [
-        ["| ann", score] for score in ("dense", "fine_pruning", "magnitude", "random")
+        ["| ann", method]
+        for method in ("dense", "fine_pruning", "fine_pruning+least_squares", "magnitude")
     ]
     assert ["| all", "dense"] in rows
     assert (here / "table" / "table.md").read_text() == out.rstrip("\n") + "\n"
     values = json.loads((here / "table" / "table.json").read_text())
-    assert len(values) == 8
+    assert len(values) == 10
     assert all(value["words"] == 6 for value in values)
 
 

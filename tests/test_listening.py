@@ -111,6 +111,7 @@ def test_long_files_are_cut_into_windows(model, layers, tmp_path, monkeypatch):
 def test_an_interrupted_run_goes_on_to_the_same_bits(model, layers, speech, tmp_path, batch_size):
     utterances = read_utterances(speech, speaker="ann")
     options = {"window_seconds": 1.0, "batch_size": batch_size}
+    options["products"] = frozenset(layer.name for layer in layers[-3:])
     whole = listen(model, layers, utterances, **options)
     checkpoint = tmp_path / "saved.safetensors"
     runs = 0
@@ -133,6 +134,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(model, layers, speech, tmp_
             assert checkpoint.is_file()
     assert runs > 1
     assert_same(squares(heard), squares(whole))
+    for layer in layers[-3:]:
+        found, expected = (each.statistics[layer.name].products for each in (heard, whole))
+        assert torch.equal(found, expected)
     assert heard.seconds == whole.seconds
     assert heard.fingerprints == whole.fingerprints
 

@@ -71,6 +71,28 @@ def test_apply_and_restore_are_exact(model, personal, utterances):
         assert torch.equal(model.logits(audio), applied)
 
 
+def test_updated_weights_are_saved_applied_and_restored_exactly(model, utterances, tmp_path):
+    audio = read_audio(utterances[0].audio)
+    before, dense = state(model), model.logits(audio)
+    settings = PruningConfig(sparsity=0.5, update="least_squares")
+    personal = personalize(model, utterances, Config(pruning=settings))
+    assert personal.kept.keys() == personal.masks.keys()
+    alone = personalize(model, utterances, Config(pruning=PruningConfig(sparsity=0.5)))
+    assert all(torch.equal(personal.masks[name], alone.masks[name]) for name in alone.masks)
+    with personal.apply(model):
+        updated = model.logits(audio)
+    assert_equal_states(state(model), before)
+    with alone.apply(model):
+        pruned = model.logits(audio)
+    assert (updated - dense).norm() < (pruned - dense).norm()
+    personal.save(tmp_path / "ann")
+    with Personal.load(tmp_path / "ann").apply(model):
+        assert torch.equal(model.logits(audio), updated)
+    foretold = plan(model, personal.config).artifact_bytes
+    size = sum(path.stat().st_size for path in (tmp_path / "ann").iterdir())
+    assert 0.5 * size < foretold < 2 * size
+
+
 def test_two_personal_models_are_switched_in_memory(model, speech):
     people = {}
     for name in ("ann", "ben"):

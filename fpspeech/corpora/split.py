@@ -1,4 +1,4 @@
-"""Setting utterances aside for testing, by their ids alone."""
+"""Setting utterances or photos aside for testing, by their ids alone."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ from collections.abc import Iterable
 from fractions import Fraction
 from itertools import pairwise
 from math import floor
+from typing import Protocol, TypeVar
 
-from fpspeech.corpora.utterance import Utterance
+
+class Identified(Protocol):
+    """Something with an id of its own, such as an utterance or a photo."""
+
+    @property
+    def id(self) -> str:
+        """The id."""
 
 
-def hold_out(
-    utterances: Iterable[Utterance], share: float, seed: int
-) -> tuple[list[Utterance], list[Utterance]]:
+Item = TypeVar("Item", bound=Identified)
+
+
+def hold_out(utterances: Iterable[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:
     """Split utterances into (kept, held out), a pure function of their ids and the seed.
 
     Exactly floor(share * n) are held out: those whose SHA-256 of seed and id sorts first. So the
@@ -22,6 +30,7 @@ def hold_out(
     occurs twice.
 
     >>> from pathlib import Path
+    >>> from fpspeech.corpora import Utterance
     >>> five = [Utterance(f"u{i}", Path(f"u{i}.wav"), "ann") for i in range(5)]
     >>> kept, held_out = hold_out(five, share=0.4, seed=0)
     >>> len(kept), len(held_out)

@@ -53,7 +53,7 @@ def main() -> None:
         {"plain": plain, "observed": observed}[options.peak_of]()
         print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
         return
-    print("| model | parameters | time: plain | observed | ratio | peak: plain | observed | ratio |")
+    print("| model | parameters | time plain | observed | ratio | peak plain | observed | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         models = [options.model] if options.model else [demo_model(), base_size(Path(folder))]
