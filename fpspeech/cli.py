@@ -73,7 +73,8 @@ Seed = Annotated[int, typer.Option(help="Seed of everything that draws.")]
 Score = Annotated[
     str,
     typer.Option(
-        help="How contribution is measured: fine_pruning (|w|·E|x|), wanda, ria, magnitude, random."
+        help="How contribution is measured: obs (what a weight's removal costs when others make "
+        "up for it), fine_pruning (|w|·E|x|), wanda, ria, magnitude, random."
     ),
 ]
 Group = Annotated[
@@ -120,12 +121,12 @@ def personalize(
         typer.Option(help="Folder to write. Default: personal/SPEAKER.", show_default=False),
     ] = None,
     sparsity: Annotated[float, typer.Option(help="Share of the weights to prune.")] = 0.7,
-    score: Score = "fine_pruning",
+    score: Score = "obs",
     group: Group = "row",
     cap: Annotated[
         float, typer.Option(help="Highest sparsity of one layer with --group global.")
     ] = 0.95,
-    update: Update = "none",
+    update: Update = "least_squares",
     ridge: Ridge = 0.01,
     component: Component = [],
     exclude: Exclude = [],
@@ -413,7 +414,7 @@ def compare(
             "--method",
             help="A score, or score+update such as fine_pruning+least_squares (repeatable).",
         ),
-    ] = ["fine_pruning", "fine_pruning+least_squares", "magnitude", "random"],
+    ] = ["obs+least_squares", "fine_pruning", "magnitude", "random"],
     sparsity: Annotated[list[float], typer.Option("--sparsity", help="Sparsity (repeatable).")] = [
         0.3,
         0.5,

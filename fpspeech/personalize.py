@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -68,7 +68,7 @@ def personalize(
         recordings=Recordings.of(heard.fingerprints.values()),
         seconds=heard.seconds,
         kept=kept,
-        report=_report(model, selection, masks, heard, took),
+        report=_report(model, selection, masks, kept, heard, took),
         versions={
             "python": platform.python_version(),
             **{name: version(name) for name in ("fpspeech", "torch", "transformers")},
@@ -134,9 +134,15 @@ def plan(model: PretrainedModel, config: Config) -> Plan:
 
 
 def weights_report(
-    model: PretrainedModel, selection: Selection, masks: Mapping[str, Tensor]
+    model: PretrainedModel,
+    selection: Selection,
+    masks: Mapping[str, Tensor],
+    updated: Container[str] = (),
 ) -> dict[str, Any]:
-    """What the masks do to the model, in numbers, as plain JSON values."""
+    """What the masks do to the model, in numbers, as plain JSON values.
+
+    updated: names of the layers whose kept weights were updated.
+    """
     prunable = sum(mask.numel() for mask in masks.values())
     kept = sum(int(mask.sum()) for mask in masks.values())
     return {
@@ -145,7 +151,11 @@ def weights_report(
         "pruned_weights": prunable - kept,
         "sparsity": sparsity_of(masks),
         "layers": {
-            name: {"weights": mask.numel(), "sparsity": round(1 - float(mask.float().mean()), 6)}
+            name: {
+                "weights": mask.numel(),
+                "sparsity": round(1 - float(mask.float().mean()), 6),
+                "updated": name in updated,
+            }
             for name, mask in masks.items()
         },
         "excluded": [asdict(exclusion) for exclusion in selection.excluded],
@@ -156,6 +166,7 @@ def _report(
     model: SpeechModel,
     selection: Selection,
     masks: Mapping[str, Tensor],
+    kept: Container[str],
     heard: Heard,
     took: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -164,6 +175,6 @@ def _report(
         "silent_seconds": round(heard.silent_seconds, 3),
         "recordings": len(heard.fingerprints),
         "skipped": heard.skipped_by_reason,
-        **weights_report(model, selection, masks),
+        **weights_report(model, selection, masks, kept),
         "wall_seconds": {name: round(seconds, 3) for name, seconds in took.items()},
     }

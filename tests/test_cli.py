@@ -1,5 +1,7 @@
 """The commands as a person runs them: output, exit codes, JSON, messages."""
 
+import dataclasses
+import inspect
 import json
 import os
 import signal
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from fpspeech import PruningConfig, cli
 from fpspeech.cli import main
 
 
@@ -186,8 +189,7 @@ def test_compare_prints_and_writes_a_table(capsys, here, speech, tiny_group):
     assert lines[0] == "| speaker | method | no zeros | 50% zeros |"
     rows = [line.split(" | ")[:2] for line in lines[2:]]
     assert rows[:4] == [
-        ["| ann", method]
-        for method in ("dense", "fine_pruning", "fine_pruning+least_squares", "magnitude")
+        ["| ann", method] for method in ("dense", "obs+least_squares", "fine_pruning", "magnitude")
     ]
     assert ["| all", "dense"] in rows
     assert (here / "table" / "table.md").read_text() == out.rstrip("\n") + "\n"
@@ -225,6 +227,13 @@ def test_ctrl_c_keeps_what_was_heard_and_the_same_command_goes_on(here, tiny_gro
     assert not saved.exists()
     masks = [(here / name / "mask.safetensors").read_bytes() for name in ("broken", "unbroken")]
     assert masks[0] == masks[1]
+
+
+def test_the_defaults_of_the_command_are_those_of_the_settings():
+    options = inspect.signature(cli.personalize).parameters
+    for field in dataclasses.fields(PruningConfig):
+        if field.name in options:
+            assert options[field.name].default == field.default, field.name
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from fpspeech.personal import PersonalError
 from fpspeech.personalize import personalize, plan
 from fpspeech.pruning import PruningError
 
+MASK_ALONE = PruningConfig(sparsity=0.7, score="fine_pruning", update="none")
+
 
 @pytest.fixture(params=["tiny_group", "tiny_layer"])
 def model(request):
@@ -28,7 +30,7 @@ def utterances(speech):
 
 @pytest.fixture
 def personal(model, utterances):
-    return personalize(model, utterances, Config(pruning=PruningConfig(sparsity=0.7)))
+    return personalize(model, utterances, Config(pruning=MASK_ALONE))
 
 
 def state(model):
@@ -74,10 +76,10 @@ def test_apply_and_restore_are_exact(model, personal, utterances):
 def test_updated_weights_are_saved_applied_and_restored_exactly(model, utterances, tmp_path):
     audio = read_audio(utterances[0].audio)
     before, dense = state(model), model.logits(audio)
-    settings = PruningConfig(sparsity=0.5, update="least_squares")
+    settings = PruningConfig(sparsity=0.7, score="fine_pruning", update="least_squares")
     personal = personalize(model, utterances, Config(pruning=settings))
     assert personal.kept.keys() == personal.masks.keys()
-    alone = personalize(model, utterances, Config(pruning=PruningConfig(sparsity=0.5)))
+    alone = personalize(model, utterances, Config(pruning=MASK_ALONE))
     assert all(torch.equal(personal.masks[name], alone.masks[name]) for name in alone.masks)
     with personal.apply(model):
         updated = model.logits(audio)

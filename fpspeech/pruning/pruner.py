@@ -40,14 +40,14 @@ class PruningConfig:
     """
 
     sparsity: float = 0.7
-    score: str = "fine_pruning"
+    score: str = "obs"
     group: str = "row"
     cap: float = 0.95
     seed: int = 0
     overrides: tuple[tuple[str, float], ...] = ()
-    update: str = "none"
+    update: str = "least_squares"
     ridge: float = 0.01
-    product_stride: int = 1
+    product_stride: int = 4
 
     def __post_init__(self) -> None:
         for sparsity in (self.sparsity, *(sparsity for _, sparsity in self.overrides)):
@@ -220,14 +220,19 @@ def update_weights(
 ) -> dict[str, Tensor]:
     """What the kept weights become, in closed form; no weight is changed here.
 
-    Returns, for each layer whose statistics hold products, the kept weights in row-major order,
-    float16 as they are stored; nothing where the update is "none". Raises PruningError where a
-    value does not fit float16.
+    Returns the kept weights in row-major order, float16 as they are stored, by layer name;
+    layers whose Σxxᵀ is too large to count keep their weights. Nothing where the update is
+    "none". Raises PruningError where products are missing or a value does not fit float16.
     """
     kept: dict[str, Tensor] = {}
     for layer in layers if config.update != "none" else ():
         found = statistics.get(layer.name)
         if found is None or found.products is None:
+            if can_fit(layer):
+                raise PruningError(
+                    f"the statistics of {layer.name} hold no products, which the update "
+                    f"{config.update!r} needs: observe with products_for(layers, config)"
+                )
             continue
         mask = masks[layer.name]
         weight = layer.weight().to("cpu", torch.float32)
@@ -262,6 +267,40 @@ def _score(
 
 # A second mask on top would make `restore` depend on the order, so it is refused.
 _MASKED: WeakSet[nn.Module] = WeakSet()
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning a model came to: masks, and what the kept weights become, by layer name."""
+
+    selection: Selection
+    masks: Mapping[str, Tensor]
+    kept: Mapping[str, Tensor]
+
+    def apply(self) -> Applied:
+        """Puts it in force on the model it was made from; see `apply_masks`."""
+        return apply_masks(self.selection.layers, self.masks, kept=self.kept)
+
+
+def prune(
+    model: nn.Module,
+    batches: Iterable[Any],
+    config: PruningConfig | None = None,
+    *,
+    exclude: Mapping[str, str] | None = None,
+    forward: Callable[[nn.Module, Any], object] | None = None,
+) -> Pruned:
+    """The whole way for any module: select, observe once, score, mask, update; nothing is changed.
+
+    exclude: see `select_layers`. forward: see `observe`. Raises PruningError.
+    """
+    config = config or PruningConfig()
+    selection = select(model, config, exclude or {})
+    products = products_for(selection.layers, config)
+    statistics = observe(model, batches, selection.layers, forward, products, config.product_stride)
+    masks = make_masks(selection.layers, statistics, config)
+    kept = update_weights(selection.layers, masks, statistics, config)
+    return Pruned(selection, masks, kept)
 
 
 class Applied:

@@ -14,9 +14,11 @@ from fpspeech.pruning import (
     apply_masks,
     make_masks,
     observe,
+    prune,
     select,
     select_layers,
     sparsity_of,
+    update_weights,
 )
 
 NORMED = [weight_norm, older_weight_norm]
@@ -78,6 +80,30 @@ def test_any_module_is_pruned_exactly_and_restored_bit_for_bit(model, batches, s
             assert bool((pruned == int(inputs * 0.5)).all()), layer.name
     else:
         assert sparsity_of(masks) == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_whole_way_for_any_module(model, batches):
+    dense = model(batches[0])
+    pruned = prune(model, batches, PruningConfig(sparsity=0.6), exclude={"head": "output layer"})
+    assert torch.equal(model(batches[0]), dense)
+    assert pruned.masks.keys() == pruned.kept.keys() == {"front", "grouped", "normed", "older"}
+    with pruned.apply():
+        updated = model(batches[0])
+        for layer in pruned.selection.layers:
+            assert not layer.weight()[~pruned.masks[layer.name]].any()
+    assert torch.equal(model(batches[0]), dense)
+    with apply_masks(pruned.selection.layers, pruned.masks):
+        alone = model(batches[0])
+    assert (updated - dense).norm() < (alone - dense).norm()
+
+
+def test_an_update_without_products_is_an_error_that_says_how_to_get_them(model, batches):
+    layers = select_layers(model).layers
+    statistics = observe(model, batches, layers)
+    masks = make_masks(layers, statistics, PruningConfig())
+    with pytest.raises(PruningError, match=r"front hold no products.*products_for"):
+        update_weights(layers, masks, statistics, PruningConfig())
+    assert update_weights(layers, masks, statistics, PruningConfig(update="none")) == {}
 
 
 def test_same_input_and_seed_give_the_same_bits(model, batches):
