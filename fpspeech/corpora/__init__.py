@@ -1,5 +1,6 @@
 """Where data comes from: recordings, manifests and folders of them, speakers, splits."""
 
+from fpspeech.corpora.archives import ArchiveError
 from fpspeech.corpora.audio import (
     SILENCE_DBFS,
     Recording,
@@ -9,7 +10,10 @@ from fpspeech.corpora.audio import (
     read_audio,
     read_windows,
 )
+from fpspeech.corpora.catalogue import CORPORA, Corpus, find_corpus
 from fpspeech.corpora.containers import AUDIO_SUFFIXES, UnusableAudio
+from fpspeech.corpora.hub_audio import AudioDataset, save_hub_audio
+from fpspeech.corpora.layout import CorpusNotFound
 from fpspeech.corpora.manifest import (
     ManifestError,
     Utterance,
@@ -21,12 +25,18 @@ from fpspeech.corpora.split import hold_out
 
 __all__ = [
     "AUDIO_SUFFIXES",
+    "CORPORA",
     "SILENCE_DBFS",
+    "ArchiveError",
+    "AudioDataset",
+    "Corpus",
+    "CorpusNotFound",
     "ManifestError",
     "Recording",
     "SpeakerSummary",
     "UnusableAudio",
     "Utterance",
+    "find_corpus",
     "fingerprint",
     "hold_out",
     "inspect_recording",
@@ -34,6 +44,7 @@ __all__ = [
     "read_audio",
     "read_utterances",
     "read_windows",
+    "save_hub_audio",
     "summarise_speakers",
     "write_manifest",
 ]
