@@ -154,9 +154,10 @@ class Observer:
             inputs: Tensor = args[0] if args else kwargs["input"]
             sums = self._sums.setdefault(layer.name, _RunningSums())
             for positions in _counted_positions(layer, inputs, lengths):
+                before = sums.count
                 sums.add(positions, self._scratch)
                 if layer.name in self._products:
-                    sums.add_products(positions, self._product_stride)
+                    sums.add_products(positions, self._product_stride, before)
 
         return count_input
 
@@ -200,9 +201,10 @@ class _RunningSums:
         self.sums = batch if self.sums is None else self.sums.to(batch) + batch
         self.count += seen.count
 
-    def add_products(self, seen: _Positions, stride: int) -> None:
+    def add_products(self, seen: _Positions, stride: int, before: int) -> None:
+        """Adds Σxxᵀ of every stride-th of the positions; before: how many were seen before."""
         # float32 between batches too: in float64 these matrices would outweigh the model.
-        for rows in seen.rows(stride):  # (groups, inputs, positions)
+        for rows in seen.rows(stride, before):  # (groups, inputs, positions)
             rows = rows.float() if rows.dtype != torch.float64 else rows
             product = rows @ rows.transpose(1, 2)
             if self.products is None:
@@ -234,14 +236,14 @@ class _Positions:
     """The positions of one input that count, and how to sum over them.
 
     values: the (padded) input. count: positions. reduce: a tensor of the same layout ->
-    its sums over the positions, shape (groups, inputs). rows: the inputs of every n-th position,
-    in pieces of shape (groups, inputs, positions).
+    its sums over the positions, shape (groups, inputs). rows: (n, positions seen before) -> the
+    inputs of every n-th position, in pieces of shape (groups, inputs, positions).
     """
 
     values: Tensor
     count: int
     reduce: Callable[[Tensor], Tensor]
-    rows: Callable[[int], Iterator[Tensor]]
+    rows: Callable[[int, int], Iterator[Tensor]]
 
 
 def _counted_positions(
@@ -270,7 +272,7 @@ def _linear_positions(layer: PrunableLayer, inputs: Tensor, length: int | None) 
         rows,
         rows.shape[0],
         reduce=lambda values: values.sum(0, keepdim=True),
-        rows=lambda stride: iter([rows[::stride].T.unsqueeze(0)]),
+        rows=lambda stride, before: iter([rows[_start(before, stride) :: stride].T.unsqueeze(0)]),
     )
 
 
@@ -309,15 +311,26 @@ def _convolution_positions(layer: PrunableLayer, inputs: Tensor, length: int | N
     def reduce(values: Tensor) -> Tensor:
         return windows(values).sum(over).reshape(groups, columns)  # (C, *kernel) -> (G, C/G·k)
 
-    def rows(stride: int) -> Iterator[Tensor]:
+    def rows(stride: int, before: int) -> Iterator[Tensor]:
         """Unfolded inputs, some positions of one item at a time."""
         piece = max(1, UNFOLDED_VALUES // (groups * columns * math.prod(outputs[1:])))
-        for item in windows(padded):  # (channels, kernel..., positions...)
-            every_nth = item.transpose(0, 1 + axes)[::stride].transpose(0, 1 + axes)
-            for part in every_nth.split(piece, dim=1 + axes):
-                yield part.reshape(groups, columns, -1)
+        for number, item in enumerate(windows(padded)):  # (channels, kernel..., positions...)
+            every_nth = slice(_start(before + number * math.prod(outputs), stride), None, stride)
+            if axes == 1:
+                item = item[..., every_nth]
+            for part in item.split(piece, dim=1 + axes):
+                unfolded = part.reshape(groups, columns, -1)
+                yield unfolded if axes == 1 else unfolded[..., every_nth]
 
     return _Positions(padded, items * math.prod(outputs), reduce, rows)
+
+
+def _start(before: int, stride: int) -> int:
+    """The first position that is counted: another one each time, but the same in every run.
+
+    A fixed one would see the same columns of every picture, its edge above all.
+    """
+    return (before * 2654435761 >> 16) % stride  # multiplicative hash (Knuth)
 
 
 def _padding(module: nn.Conv1d | nn.Conv2d) -> list[int]:
