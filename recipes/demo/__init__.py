@@ -1,0 +1,1 @@
+"""The embedded demo: synthetic speakers and a small base model that hears commands."""
