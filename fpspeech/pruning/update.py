@@ -11,9 +11,6 @@ BatchNorm's input in the dense model (m_d, v_d) and in the pruned one (m_p, v_p)
 
 give the pruned channel, once normalised, the mean and the variance that the dense one has on these
 images, and nothing else about the stored moments changes.
-
-Matching one BatchNorm changes what all later ones see. One pass that measures every (m_p, v_p)
-behind unmatched layers is therefore wrong for all but the first; see `match_batch_norms`.
 """
 
 from __future__ import annotations
@@ -21,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -33,11 +31,8 @@ from fpspeech.pruning.pruner import apply_masks, evaluation_mode
 DEAD = 1e-6
 """A channel whose variance is below this share of the stored one carries nothing to rescale."""
 
-SWEEPS = 8
-"""Most passes over the images that `match_batch_norms` makes by default."""
-
-TOLERANCE = 0.01
-"""Largest mismatch left by default, in standard deviations of a normalised dense channel."""
+Batch = Callable[[], object]
+"""Runs one batch of images through the network."""
 
 
 @dataclass(frozen=True)
@@ -61,57 +56,32 @@ class Moments:
         return Moments(count, self.mean + distance * share, within + between)
 
 
-class BatchNormObserver:
-    """Collects the moments of what every BatchNorm of a network takes in, in evaluation mode.
+def batch_norms(network: nn.Module) -> dict[str, _BatchNorm]:
+    """The BatchNorms of a network by name; those without stored moments have none to match."""
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
 
-    BatchNorms without stored moments normalise by the batch itself and are left out. Nothing is
-    attached to the network outside `counting()`.
+
+def measure_moments(network: nn.Module, batches: Sequence[Batch]) -> dict[str, Moments]:
+    """The moments of what every BatchNorm takes in, by name, while `batches` run, each once.
+
+    In evaluation mode and without gradients; the network is left as it was. Raises PruningError,
+    naming the layer, when an input was NaN or infinite.
     """
+    found: dict[str, Moments] = {}
 
-    def __init__(self, network: nn.Module):
-        self.norms: dict[str, _BatchNorm] = {
-            name: module
-            for name, module in network.named_modules()
-            if isinstance(module, _BatchNorm) and module.running_mean is not None
-        }
-        self._moments: dict[str, Moments] = {}
+    def count(name: str, batch: Moments) -> None:
+        found[name] = found[name].merged(batch) if name in found else batch
 
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Counts the inputs of every forward pass inside the block."""
-        handles = []
-        try:
-            for name, norm in self.norms.items():
-                handles.append(norm.register_forward_pre_hook(self._hook(name)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def moments(self) -> dict[str, Moments]:
-        """The moments so far of every BatchNorm that saw input, by name, in order of use.
-
-        Raises PruningError, naming the layer, when an input was NaN or infinite.
-        """
-        for name, found in self._moments.items():
-            if not bool(torch.isfinite(found.mean).all() & torch.isfinite(found.variance).all()):
-                raise PruningError(f"the input of {name} was NaN or infinite: check the data")
-        return dict(self._moments)
-
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        @torch.no_grad()
-        def count_input(module: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs: Tensor = args[0]  # (B, C, ...)
-            values = inputs.transpose(0, 1).flatten(1)  # (C, positions)
-            if values.dtype not in (torch.float32, torch.float64):
-                values = values.float()
-            # Two passes a batch in its own precision, batches together in float64.
-            variance, mean = torch.var_mean(values, dim=1, correction=0)
-            batch = Moments(values.shape[1], mean.cpu().double(), variance.cpu().double())
-            before = self._moments.get(name)
-            self._moments[name] = batch if before is None else before.merged(batch)
-
-        return count_input
+    with evaluation_mode(network), _counting(network, count), torch.inference_mode():
+        for batch in batches:
+            batch()
+    for name, moments in found.items():
+        _check_finite(name, moments)
+    return found
 
 
 def matched_moments(norm: _BatchNorm, dense: Moments, pruned: Moments) -> tuple[Tensor, Tensor]:
@@ -121,130 +91,160 @@ def matched_moments(norm: _BatchNorm, dense: Moments, pruned: Moments) -> tuple[
     models (`DEAD`) there is no scale to match: it keeps its variance and only its mean is matched.
     A variance never falls below zero. Returns float64 on the CPU, shape (channels,) each.
     """
-    mean, variance = _stored(norm)
+    assert norm.running_mean is not None  # as `batch_norms` chose them
+    assert norm.running_var is not None
+    mean, variance = norm.running_mean.cpu().double(), norm.running_var.cpu().double()
     floor = DEAD * (variance + norm.eps)
     dead = (dense.variance < floor) | (pruned.variance < floor)
-    ratio = (pruned.variance / dense.variance).masked_fill(dead, 1.0)
-    matched_variance = ((variance + norm.eps) * ratio - norm.eps).clamp_min(0)
-    matched_variance = torch.where(dead, variance, matched_variance)
+    ratio = pruned.variance / dense.variance
+    matched = ((variance + norm.eps) * ratio - norm.eps).clamp_min(0)
+    matched = torch.where(dead, variance, matched)
     # The scale that the matched variance really has, should the clamp have moved it.
-    scale = ((matched_variance + norm.eps) / (variance + norm.eps)).sqrt()
-    return pruned.mean - (dense.mean - mean) * scale, matched_variance
-
-
-def mismatch(norm: _BatchNorm, values: Mapping[str, Tensor], dense: Moments, now: Moments) -> float:
-    """How far a channel is from its dense self at worst, both normalised.
-
-    values: `running_mean` and `running_var` that the layer runs with. Of the distance between the
-    means and that between the standard deviations the larger counts, in the dense channel's
-    standard deviations; dead channels count by their mean alone.
-    """
-    mean, variance = _stored(norm)
-    floor = DEAD * (variance + norm.eps)
-    alive = (dense.variance >= floor) & (now.variance >= floor)
-    before = (variance + norm.eps).sqrt()
-    after = (values["running_var"].double() + norm.eps).sqrt()
-    unit = (dense.variance.sqrt() / before).clamp_min(DEAD**0.5)
-    shift = (now.mean - values["running_mean"].double()) / after - (dense.mean - mean) / before
-    spread = now.variance.sqrt() / after - dense.variance.sqrt() / before
-    worst = torch.maximum(shift.abs(), spread.abs() * alive) / unit
-    return float(worst.max())
+    scale = ((matched + norm.eps) / (variance + norm.eps)).sqrt()
+    return pruned.mean - (dense.mean - mean) * scale, matched
 
 
 def match_batch_norms(
     network: nn.Module,
     layers: Sequence[PrunableLayer],
     masks: Mapping[str, Tensor],
-    dense: Mapping[str, Moments],
-    run: Callable[[], object],
+    batches: Sequence[Batch],
     *,
-    sweeps: int = SWEEPS,
-    tolerance: float = TOLERANCE,
+    kept: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """BatchNorm moments for the pruned network, matched to the dense one's on the same images.
 
-    dense: what a `BatchNormObserver` counted while the images ran through the dense network.
-    run: streams the same images through `network` once; the masks are in force meanwhile.
+    batches: each runs one batch of images through `network`, as often as it is called, with the
+    same result every time. They run once through the dense network and then through the pruned
+    one, where every BatchNorm is measured behind BatchNorms that are matched already. That takes
+    nearly as many passes as there are BatchNorms in line, each up to the one that is measured;
+    a single batch takes one pass, since its moments are complete as soon as it reaches a layer.
+    kept: as in `apply_masks`.
 
-    All BatchNorms are measured in one pass, with the matched values of the pass before in force,
-    and matched again, until none is further from its dense self than `tolerance` (standard
-    deviations of the normalised dense channel) or `sweeps` passes are done. After pass k the first
-    k in line are exact, because nothing that reaches them changes any more, so as many passes as
-    there are BatchNorms in line are exact throughout; the later ones come close much sooner.
+    One pass that measures all layers at once, or a few of them, is no short cut: what a layer
+    takes in changes with every layer matched before it, and the errors grow from layer to layer,
+    so that it can be worse than not to match at all (measured: recipes/digits/README.md).
 
     Returns tensors by their names in the state dict, for `apply_masks(..., network=, values=)`;
     BatchNorms that pruning does not reach are not among them. The network is left as it was.
-    Raises PruningError when the images of `run` are not those of `dense`.
+    Raises PruningError without a batch, when a BatchNorm runs twice in one pass, and when an
+    input is not finite.
     """
-    if sweeps < 1:
-        raise PruningError(f"sweeps: expected 1 or more, found {sweeps}")
-    values: dict[str, Tensor] = {}
-    for _ in range(sweeps):
-        observer = BatchNormObserver(network)
-        with (
-            evaluation_mode(network),
-            apply_masks(layers, masks, network=network, values=values),
-            observer.counting(),
-            torch.inference_mode(),
-        ):
-            run()
-        seen = observer.moments()
-        _check_same_images(dense, seen)
-        worst = max(
-            (
-                mismatch(norm, _in_force(name, norm, values), dense[name], seen[name])
-                for name, norm in observer.norms.items()
-                if name in seen
-            ),
-            default=0.0,
-        )
-        if worst <= tolerance:
-            break
-        values = {
-            f"{name}.{key}": tensor
-            for name, now in seen.items()
-            if not _same(dense[name], now)
-            for key, tensor in _matched(observer.norms[name], dense[name], now).items()
-        }
-    return values
-
-
-def _matched(norm: _BatchNorm, dense: Moments, now: Moments) -> dict[str, Tensor]:
-    assert norm.running_mean is not None  # as the observer chose them
-    kind = norm.running_mean.dtype
-    mean, variance = matched_moments(norm, dense, now)
-    return {"running_mean": mean.to(kind), "running_var": variance.to(kind)}
-
-
-def _in_force(name: str, norm: _BatchNorm, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    mean, variance = _stored(norm)
-    return {
-        "running_mean": values.get(f"{name}.running_mean", mean),
-        "running_var": values.get(f"{name}.running_var", variance),
+    if not batches:
+        raise PruningError("no batch to match BatchNorms on: the data is empty")
+    dense = measure_moments(network, batches)
+    norms = {name: norm for name, norm in batch_norms(network).items() if name in dense}
+    frontier = _Frontier(norms, dense, batches)
+    # Their own values are applied as an update too, so that leaving the block puts them back.
+    own = {
+        f"{name}.{key}": tensor.clone()
+        for name, norm in norms.items()
+        for key, tensor in norm.named_buffers(recurse=False)
+        if key != "num_batches_tracked"
     }
+    with (
+        evaluation_mode(network),
+        apply_masks(layers, masks, network=network, values=own, kept=kept),
+        _counting(network, frontier.count),
+        torch.inference_mode(),
+    ):
+        frontier.advance()
+    return frontier.values
 
 
-def _stored(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return norm.running_mean.detach().cpu().double(), norm.running_var.detach().cpu().double()
+class _Reached(Exception):
+    """The batch has counted at the BatchNorm that is measured; it waits for the others."""
 
 
-def _same(one: Moments, other: Moments) -> bool:
-    """Whether pruning does not reach this layer: the same bits from the same batches."""
-    return torch.equal(one.mean, other.mean) and torch.equal(one.variance, other.variance)
+class _Frontier:
+    """The BatchNorm that is measured now: those before it are matched, those behind wait.
+
+    values: what was matched so far, by names of the state dict; in force in the network, too.
+    """
+
+    def __init__(
+        self,
+        norms: Mapping[str, _BatchNorm],
+        dense: Mapping[str, Moments],
+        batches: Sequence[Batch],
+    ):
+        self.values: dict[str, Tensor] = {}
+        self._norms = norms
+        self._dense = dense
+        self._batches = batches
+        self._done: set[str] = set()
+        self._counted: dict[int, Moments] = {}  # at the frontier, by the number of the batch
+        self._running = 0
+
+    def advance(self) -> None:
+        """Runs the batches in turn, each up to the frontier, until one comes to its end."""
+        while True:
+            for number, batch in enumerate(self._batches):
+                if number in self._counted:
+                    continue
+                self._running = number
+                try:
+                    batch()
+                except _Reached:
+                    continue
+                return
+
+    def count(self, name: str, moments: Moments) -> None:
+        """Counts the running batch; the last one to come matches the BatchNorm and goes on."""
+        if name in self._done:
+            return
+        self._counted[self._running] = moments
+        if len(self._counted) < len(self._batches):
+            raise _Reached
+        in_order = [self._counted[number] for number in range(len(self._batches))]
+        self._match(name, reduce(Moments.merged, in_order))
+        self._done.add(name)
+        self._counted.clear()
+
+    def _match(self, name: str, pruned: Moments) -> None:
+        dense, norm = self._dense[name], self._norms[name]
+        _check_finite(name, pruned)
+        if pruned.count != dense.count:
+            raise PruningError(
+                f"{name} saw {dense.count} positions in the dense model and {pruned.count} in the "
+                "pruned one: expected batches that repeat themselves, and no BatchNorm that runs "
+                "twice in one pass"
+            )
+        if torch.equal(dense.mean, pruned.mean) and torch.equal(dense.variance, pruned.variance):
+            return  # pruning does not reach it
+        matched = matched_moments(norm, dense, pruned)
+        for key, value in zip(("running_mean", "running_var"), matched, strict=True):
+            stored: Tensor = getattr(norm, key)
+            stored.copy_(value)
+            self.values[f"{name}.{key}"] = stored.clone()
 
 
-def _check_same_images(dense: Mapping[str, Moments], pruned: Mapping[str, Moments]) -> None:
-    odd = [
-        name
-        for name in dense.keys() | pruned.keys()
-        if name not in dense or name not in pruned or dense[name].count != pruned[name].count
-    ]
-    if odd:
-        name = min(odd)
-        counts = [moments[name].count if name in moments else 0 for moments in (dense, pruned)]
-        raise PruningError(
-            f"{name} saw {counts[0]} positions in the dense model and {counts[1]} in the pruned "
-            "one: both must see the same images"
-        )
+@contextmanager
+def _counting(network: nn.Module, count: Callable[[str, Moments], None]) -> Iterator[None]:
+    """Calls `count` with the moments of every BatchNorm's input, before the BatchNorm runs."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def count_input(module: nn.Module, args: tuple[Any, ...]) -> None:
+            inputs: Tensor = args[0]  # (B, C, ...)
+            values = inputs.transpose(0, 1).flatten(1)  # (C, positions)
+            if values.dtype not in (torch.float32, torch.float64):
+                values = values.float()
+            # Two passes over a batch in its own precision; batches together in float64.
+            variance, mean = torch.var_mean(values, dim=1, correction=0)
+            count(name, Moments(values.shape[1], mean.cpu().double(), variance.cpu().double()))
+
+        return count_input
+
+    handles = []
+    try:
+        for name, norm in batch_norms(network).items():
+            handles.append(norm.register_forward_pre_hook(hook(name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_finite(name: str, moments: Moments) -> None:
+    if not bool(torch.isfinite(moments.mean).all() & torch.isfinite(moments.variance).all()):
+        raise PruningError(f"the input of {name} was NaN or infinite: check the data")

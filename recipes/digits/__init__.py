@@ -1,0 +1,1 @@
+"""scikit-learn's handwritten digits: the image demo that needs no download."""

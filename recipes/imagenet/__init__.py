@@ -1,0 +1,1 @@
+"""ImageNet-1k: users of 5 to 100 of its classes."""
