@@ -17,7 +17,8 @@ def personal_card(base: Mapping[str, Any], config: Config, report: Mapping[str, 
 
 {_what(base, config, report)}
 
-This folder holds one bit a weight, not the weights. With the base model at hand:
+This folder is no whole model: it holds one bit a weight, and what changed. With the base model
+at hand:
 
 ```bash
 {use}fpspeech merge THIS_FOLDER --out MERGED   # a stock Hugging Face folder
@@ -59,11 +60,13 @@ def _what(base: Mapping[str, Any], config: Config, report: Mapping[str, Any]) ->
             "transcripts"
         )
     matched = report.get("batch_norms_matched", 0)
+    updated = sum(layer["updated"] for layer in report["layers"].values())
     return (
         f"{pruned:,} of {report['prunable_weights']:,} prunable weights "
         f"({pruned / report['prunable_weights']:.1%}) are zero, chosen by the score "
         f"`{config.pruning.score}` (compared by {config.pruning.group}) on {data} and without "
         "backpropagation. "
+        + (f"The kept weights of {updated} layers are refitted, in float16. " if updated else "")
         + (f"The moments of {matched} BatchNorms are matched to the base's. " if matched else "")
         + f"SHA-256 of the base weights: `{base['sha256']}`."
     )

@@ -1,6 +1,6 @@
 """What observing statistics costs beside plain inference, over the same audio, in one run.
 
-Time: plain and observed passes in turn in one process; the ratio of every pair, its median.
+Time: the ways in turn in one process; the ratio to plain of every round, its median.
 Memory: one process for each way; the ratio of their peaks (resident set, loaded model included).
 Results go to standard output as a Markdown table.
 """
@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,9 +33,12 @@ from fpspeech import Config, load_speech_model
 from fpspeech.demo import demo_model
 from fpspeech.models import SpeechModel
 from fpspeech.personalize import select_layers_of
-from fpspeech.pruning import Observer
+from fpspeech.pruning import Observer, PruningConfig, products_for
 
 RATE = 16_000
+
+
+WAYS = ("plain", "sums", "sums and products")
 
 
 def main() -> None:
@@ -45,62 +49,64 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--peak-of", choices=["plain", "observed"], help=argparse.SUPPRESS)
+    parser.add_argument("--peak-of", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.peak_of:
-        plain, observed = passes(load_speech_model(options.model, device="cpu"), options)
-        {"plain": plain, "observed": observed}[options.peak_of]()
-        print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+        passes(load_speech_model(options.model, device="cpu"), options)[options.peak_of]()
+        print(peak_of_this_process())
         return
-    print("| model | parameters | time plain | observed | ratio | peak plain | observed | ratio |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| model | parameters | what is counted | time | ratio | peak memory | ratio |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         models = [options.model] if options.model else [demo_model(), base_size(Path(folder))]
         for model in models:
             options.model = str(model)
-            print(row(options), flush=True)
+            print("\n".join(rows(options)), flush=True)
 
 
-def row(options: argparse.Namespace) -> str:
-    """One line of the table: the model named in `options`."""
+def rows(options: argparse.Namespace) -> Iterator[str]:
+    """The lines of the table for the model named in `options`."""
     model = load_speech_model(options.model, device="cpu")
-    plain, observed = passes(model, options)
-    plain()  # warm
-    observed()
-    pairs = [(seconds(plain), seconds(observed)) for _ in range(options.rounds)]
-    ratio = statistics.median(with_ / without for without, with_ in pairs)
-    peaks = {way: peak(options, way) for way in ("plain", "observed")}
+    runs = passes(model, options)
+    for run in runs.values():
+        run()  # warm
+    rounds = [{way: seconds(run) for way, run in runs.items()} for _ in range(options.rounds)]
+    peaks = {way: peak(options, way) for way in WAYS}
     size = sum(parameter.numel() for parameter in model.network.parameters())
-    times = [f"{statistics.median(column):.2f} s" for column in zip(*pairs, strict=True)]
-    return (
-        f"| {model.source.id} | {size / 1e6:.1f} M | {times[0]} | {times[1]} | {ratio:.2f} "
-        f"| {peaks['plain'] / 1024:.0f} MiB | {peaks['observed'] / 1024:.0f} MiB "
-        f"| {peaks['observed'] / peaks['plain']:.2f} |"
-    )
+    for way in WAYS:
+        ratio = statistics.median(each[way] / each["plain"] for each in rounds)
+        took = statistics.median(each[way] for each in rounds)
+        yield (
+            f"| {model.source.id} | {size / 1e6:.1f} M | {'-' if way == 'plain' else way} "
+            f"| {took:.2f} s | {ratio:.2f} | {peaks[way] / 1024:.0f} MiB "
+            f"| {peaks[way] / peaks['plain']:.2f} |"
+        )
 
 
-def passes(
-    model: SpeechModel, options: argparse.Namespace
-) -> tuple[Callable[[], None], Callable[[], None]]:
-    """The two ways to run the model over the same windows of noise."""
+def passes(model: SpeechModel, options: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    """The ways to run the model over the same windows of noise."""
     generator = torch.Generator().manual_seed(0)
     samples = round(options.window_seconds * RATE)
     windows = [0.1 * torch.randn(samples, generator=generator) for _ in range(options.windows)]
     layers = select_layers_of(model, Config()).layers
+    pruning = PruningConfig()
 
-    def plain() -> None:
-        nothing = Observer(())  # the very same code path, with no layer to count
-        for window in windows:
-            model.observe([window], nothing)
-
-    def observed() -> None:
-        observer = Observer(layers)
+    def run(make_observer: Callable[[], Observer]) -> None:
+        observer = make_observer()
         for window in windows:
             model.observe([window], observer)
         observer.statistics()
 
-    return plain, observed
+    # Plain inference takes the very same code path, with no layer to count.
+    observers = {
+        "plain": lambda: Observer(()),
+        "sums": lambda: Observer(layers),
+        "sums and products": lambda: Observer(
+            layers, products_for(layers, pruning), pruning.product_stride
+        ),
+    }
+    return {way: partial(run, observer) for way, observer in observers.items()}
 
 
 def seconds(run: Callable[[], None]) -> float:
@@ -117,6 +123,15 @@ def peak(options: argparse.Namespace, way: str) -> int:
     command += ["--windows", str(options.windows), "--threads", str(options.threads)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(done.stdout.splitlines()[-1])
+
+
+def peak_of_this_process() -> int:
+    """Peak resident set in KiB; Linux's ru_maxrss would include the parent's up to the exec."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def base_size(folder: Path) -> Path:
