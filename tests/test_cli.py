@@ -203,7 +203,7 @@ def test_ctrl_c_keeps_what_was_heard_and_the_same_command_goes_on(here, tiny_gro
     samples = 0.1 * np.random.default_rng(0).standard_normal(16_000 * 240)
     (here / "long").mkdir()
     (here / "long" / "0.wav").write_text("no audio: its line says that listening has begun")
-    for number in range(1, 7):
+    for number in range(1, 4):
         soundfile.write(here / "long" / f"{number}.wav", np.roll(samples, number), 16_000)
     command = [sys.executable, "-m", "fpspeech.cli", "personalize", "--speaker", "ann"]
     command += ["--audio", "long", "--model", str(tiny_group), "--window-seconds", "1"]
