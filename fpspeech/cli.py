@@ -475,6 +475,98 @@ def compare(
     console.show_comparison(rows, out, overwrite, as_json)
 
 
+@app.command()
+def prepare(
+    corpus: Annotated[str, typer.Argument(help="Name of the corpus, such as librispeech.")],
+    out: Annotated[Path, typer.Option(help="Manifest to write (.jsonl).")],
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the corpus is. Default: below $FPSPEECH_DATA.", show_default=False
+        ),
+    ] = None,
+    option: Annotated[
+        list[str],
+        typer.Option(
+            "--option",
+            metavar="NAME=VALUE",
+            help="An option of the corpus, such as language=de or test_share=0.3 (repeatable).",
+        ),
+    ] = [],
+    seed: Seed = 0,
+) -> None:
+    """Write the manifest of a published corpus: its recordings, split into adapt and test.
+
+    Example: fpspeech prepare librispeech --data-dir LibriSpeech --out manifest.jsonl
+    """
+    from fpspeech.corpora import find_corpus, summarise_speakers, write_manifest
+    from fpspeech.recipe_stages import corpus_options, read_corpus
+
+    found = find_corpus(corpus)
+    utterances = read_corpus(found, data_dir, {"seed": seed, **corpus_options(option)})
+    write_manifest(out, utterances)
+    summaries = summarise_speakers(utterances)
+    minutes = sum(summary.seconds for summary in summaries) / 60
+    print(
+        f"{found.title}: {len(summaries)} speakers, {len(utterances)} utterances, "
+        f"{minutes:.1f} minutes, in {out}"
+    )
+
+
+@app.command("run")
+def run_recipe_file(
+    recipe: Annotated[Path, typer.Argument(help="A recipe for speech (YAML).")],
+    stage: Annotated[int, typer.Option(help="First stage.")] = 0,
+    stop_stage: Annotated[int, typer.Option(help="Last stage.")] = 5,
+    speaker: Annotated[
+        list[str],
+        typer.Option("--speaker", help="Speaker (repeatable). Default: as the recipe says."),
+    ] = [],
+    model: Annotated[
+        str | None, typer.Option(help="Base model in the place of the recipe's.")
+    ] = None,
+    sparsity: Annotated[
+        list[float],
+        typer.Option("--sparsity", help="Sparsity (repeatable). Default: as the recipe says."),
+    ] = [],
+    data_dir: Annotated[Path | None, typer.Option(help="Where the corpus is.")] = None,
+    exp: Annotated[Path | None, typer.Option(help="Folder to write.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+) -> None:
+    """Run a recipe for speech: from a corpus to a table of word error rates.
+
+    Stages: 0 data, 1 dense, 2 personalize, 3 controls, 4 report, 5 push (only where the recipe
+    names a repository). What is there already is passed over.
+
+    Example: fpspeech run recipes/librispeech/librispeech.yaml --data-dir LibriSpeech
+    """
+    from transformers.utils import logging
+
+    from fpspeech import console
+    from fpspeech.recipe_stages import run_recipe
+    from fpspeech.speech_recipe import read_speech_recipe
+
+    overrides = {
+        "speakers": speaker or None,
+        "model": model,
+        "sparsity": sparsity or None,
+        "data_dir": None if data_dir is None else str(data_dir),
+        "exp": None if exp is None else str(exp),
+        "device": device,
+    }
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call] # of loading: a second
+    folder = run_recipe(
+        read_speech_recipe(recipe),
+        stage,
+        stop_stage,
+        overrides,
+        say=lambda line: console.notes.print(escape(line), soft_wrap=True, highlight=False),
+    )
+    table = folder / "report" / "overall.md"
+    if stop_stage >= 4 and table.exists():
+        print(table.read_text(encoding="utf-8"), end="")
+
+
 def _given(context: typer.Context, *names: str) -> dict[str, object]:
     """Those of the named options that stand on the command line."""
     sources = {name: context.get_parameter_source(name) for name in names}

@@ -1,0 +1,185 @@
+"""A recipe for speech: from a corpus to a table, stage by stage, each passed over once it is done.
+
+The file is YAML, checked before anything runs. Paths are relative to the folder the command runs
+in. Everything is written into the experiment's folder `exp`: `manifest.jsonl`, `personal/SPEAKER`
+(personal models), `results/SPEAKER` (with transcripts) and `report`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from fpspeech.compare import pruning_of
+from fpspeech.config import Config
+from fpspeech.corpora import find_corpus
+from fpspeech.evaluation import text_normalizer
+from fpspeech.pruning import PruningConfig
+from fpspeech.recipe import Name, RecipeError, Section
+
+STAGES = ("data", "dense", "personalize", "controls", "report", "push")
+METHODS = ("obs+least_squares", "fine_pruning", "magnitude", "random")
+
+
+class CorpusSection(Section):
+    """Which corpus: its name, where it is, and the options of its reader.
+
+    data_dir: by default below $FPSPEECH_DATA. download: get it where it is not found, and
+    neither data_dir says where.
+    """
+
+    name: str
+    data_dir: str | None = None
+    download: bool = False
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return find_corpus(name).name
+
+
+class PruningSection(Section):
+    """What all methods have in common; see `PruningConfig`, whose defaults hold."""
+
+    group: str | None = None
+    ridge: float | None = None
+    cap: float | None = None
+    product_stride: int | None = None
+
+
+class SpeechRecipe(Section):
+    """A whole recipe.
+
+    model, revision: the base. exp: the folder to write. speakers: names, or all that have
+    recordings on both sides. methods: see `pruning_of`; the first makes the personal models,
+    the others are controls. another_speaker: whether models of one speaker are also measured
+    on another. push: a repository of the Hugging Face Hub to upload the personal models to.
+    seed: of the split, of draws and of intervals.
+    """
+
+    corpus: CorpusSection
+    model: str
+    revision: str | None = None
+    exp: str
+    speakers: Literal["all"] | Annotated[list[Name], Field(min_length=1)] = "all"
+    sparsity: list[float] = Field(default_factory=lambda: [0.3, 0.5, 0.7], min_length=1)
+    methods: list[str] = Field(default_factory=lambda: list(METHODS), min_length=1)
+    another_speaker: bool = True
+    language: str = "en"
+    pruning: PruningSection = PruningSection()
+    exclude: list[str] = Field(default_factory=list)
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    device: str = "auto"
+    push: str | None = None
+    seed: int = 0
+
+    @field_validator("sparsity", "methods", "speakers")
+    @classmethod
+    def _distinct(cls, values: list[Any] | str) -> list[Any] | str:
+        for value in values if isinstance(values, list) else []:
+            if values.count(value) > 1:
+                raise ValueError(f"expected {value!r} once, found it {values.count(value)} times")
+        return values
+
+    @field_validator("language")
+    @classmethod
+    def _spoken(cls, language: str) -> str:
+        text_normalizer(language)
+        return language
+
+    @model_validator(mode="after")
+    def _agreeing(self) -> SpeechRecipe:
+        spoken = self.corpus.options.get("language", self.language)
+        if spoken != self.language:
+            raise ValueError(
+                f"the corpus is read in {spoken!r} (corpus.options.language) but language is "
+                f"{self.language!r}: make them agree"
+            )
+        for method in self.methods:
+            for sparsity in self.sparsity:
+                self.config(method, sparsity)
+        return self
+
+    def config(self, method: str, sparsity: float) -> Config:
+        """The settings of one method at one sparsity; raises PruningError on bad values."""
+        pruning = PruningConfig(
+            sparsity=sparsity, seed=self.seed, **self.pruning.model_dump(exclude_none=True)
+        )
+        return Config(
+            pruning=pruning_of(method, pruning),
+            exclude=tuple(self.exclude),
+            batch_size=self.batch_size,
+            language=self.language,
+        )
+
+    def overruled(self, changes: Mapping[str, Any]) -> SpeechRecipe:
+        """The recipe with other values, as from the command line; `data_dir` is the corpus'.
+
+        Values that are None change nothing. Raises RecipeError.
+        """
+        content = self.model_dump(exclude_unset=True)
+        given = {name: value for name, value in changes.items() if value is not None}
+        if "model" in given and "revision" not in given:
+            content.pop("revision", None)  # it was the other model's
+        for name, value in given.items():
+            if name == "data_dir":
+                content["corpus"]["data_dir"] = value
+            else:
+                content[name] = value
+        return _validated(content, "command line")
+
+
+def read_speech_recipe(path: Path) -> SpeechRecipe:
+    """Reads a recipe file; raises RecipeError with everything that is wrong with it, by key."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path} does not exist: expected a recipe file (YAML)") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path} is no YAML file that can be read: {error}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(
+            f"{path}: expected keys and values such as `model: openai/whisper-tiny.en`, found "
+            f"{type(content).__name__}"
+        )
+    return _validated(content, str(path))
+
+
+def _validated(content: Mapping[str, Any], where: str) -> SpeechRecipe:
+    try:
+        return SpeechRecipe.model_validate(content)
+    except ValidationError as error:
+        lines = dict.fromkeys(_explained(error))
+        raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from error
+
+
+def _explained(error: ValidationError) -> Iterator[str]:
+    sections: dict[str, type[BaseModel]] = {"corpus": CorpusSection, "pruning": PruningSection}
+    for each in error.errors():
+        place = [str(part) for part in each["loc"]]
+        if place[:1] == ["speakers"] and each["type"] != "value_error":
+            yield f"speakers: expected all, or a list of names, found {each['input']!r}"
+            continue
+        key = f"{'.'.join(place)}: " if place else ""
+        if each["type"] == "extra_forbidden":
+            section = sections[place[0]] if len(place) > 1 else SpeechRecipe
+            known = list(section.model_fields)
+            near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            yield f"{key}no such key{hint}; the keys are {', '.join(known)}"
+        elif each["type"] == "missing":
+            yield f"{key}expected this key, found none"
+        elif each["type"] == "model_type":
+            known = list(sections[place[0]].model_fields)
+            yield f"{key}expected keys of its own ({', '.join(known)}), found {each['input']!r}"
+        elif each["type"] == "value_error":
+            yield f"{key}{each['ctx']['error']}"
+        else:
+            expected = each["msg"].removeprefix("Input should be ")
+            yield f"{key}expected {expected}, found {each['input']!r}"
