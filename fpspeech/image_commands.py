@@ -26,7 +26,8 @@ from fpspeech.models import ImageModel, load_image_model
 from fpspeech.output_folder import require_free
 from fpspeech.personal import Personal
 from fpspeech.personalize import plan
-from fpspeech.recipe import Recipe, RecipeError, read_recipe
+from fpspeech.recipe import Recipe, read_recipe
+from fpspeech.recipe_file import RecipeError
 from fpspeech.user_photos import UserPhotos
 
 

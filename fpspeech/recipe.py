@@ -6,33 +6,26 @@ the file says is set; the defaults are those of `Config`.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     PlainValidator,
-    ValidationError,
     model_validator,
 )
 
 from fpspeech.config import Config
 from fpspeech.corpora.images import PhotoDataset
 from fpspeech.pruning import PruningConfig
+from fpspeech.recipe_file import RecipeError, nearest, read_yaml, validated
 
 PICTURE_STRIDE = 1
 """Rows between two that Σxxᵀ is counted at: every 4th of a map 8 high is an edge and one other."""
-
-
-class RecipeError(ValueError):
-    """A recipe file that cannot be used; names the file and the key, and the remedy."""
 
 
 def _as_text(value: Any) -> Any:
@@ -210,7 +203,7 @@ class Recipe(Section):
         if name in self.users:
             return self.users[name]
         raise RecipeError(
-            f"the recipe has no user {name!r}{_nearest(name, self.users)}; its users are "
+            f"the recipe has no user {name!r}{nearest(name, self.users)}; its users are "
             f"{', '.join(self.users)}"
         )
 
@@ -220,51 +213,12 @@ assert set(Pruning.model_fields) < {each.name for each in fields(PruningConfig)}
 
 def read_recipe(path: Path) -> Recipe:
     """Reads a recipe file; raises RecipeError with everything that is wrong with it, by key."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"{path} does not exist: expected a recipe file (YAML)") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path} is no YAML file that can be read: {error}") from error
-    if not isinstance(content, dict):
-        raise RecipeError(
-            f"{path}: expected keys and values such as `model: microsoft/resnet-50`, found "
-            f"{type(content).__name__}"
-        )
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        lines = list(dict.fromkeys(_explained(error)))
-        raise RecipeError("\n".join(f"{path}: {line}" for line in lines)) from error
-
-
-def _explained(error: ValidationError) -> Iterator[str]:
-    for each in error.errors():
-        place = tuple(str(part) for part in each["loc"])
-        key = f"{'.'.join(place)}: " if place else ""
-        if each["type"] == "extra_forbidden":
-            known = _section(place[:-1]).model_fields
-            yield f"{key}no such key{_nearest(place[-1], known)}; the keys are {', '.join(known)}"
-        elif each["type"] == "missing":
-            yield f"{key}expected this key, found none"
-        elif each["type"] == "value_error":
-            yield f"{key}{each['ctx']['error']}"
-        else:
-            expected = each["msg"].removeprefix("Input should be ")
-            yield f"{key}expected {expected}, found {each['input']!r}"
-
-
-def _section(place: tuple[str, ...]) -> type[Section]:
-    sections: Mapping[str, type[Section]] = {
+    content = read_yaml(path, "model: microsoft/resnet-50")
+    sections: dict[str, type[Section]] = {
         "photos": Photos,
         "adapt": Photos,
         "test": Photos,
         "users": User,
         "pruning": Pruning,
     }
-    return sections.get(place[0], Recipe) if place else Recipe
-
-
-def _nearest(name: str, known: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    return validated(Recipe, content, str(path), sections)

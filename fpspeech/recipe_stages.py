@@ -45,7 +45,7 @@ from fpspeech.pruning import (
     sparsity_of,
     update_weights,
 )
-from fpspeech.recipe import RecipeError
+from fpspeech.recipe_file import RecipeError
 from fpspeech.results import (
     DENSE,
     RESULT,

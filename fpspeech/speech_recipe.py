@@ -7,20 +7,19 @@ in. Everything is written into the experiment's folder `exp`: `manifest.jsonl`, 
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fpspeech.compare import pruning_of
 from fpspeech.config import Config
 from fpspeech.corpora import find_corpus
 from fpspeech.evaluation import text_normalizer
 from fpspeech.pruning import PruningConfig
-from fpspeech.recipe import Name, RecipeError, Section
+from fpspeech.recipe import Name, Section
+from fpspeech.recipe_file import read_yaml, validated
 
 STAGES = ("data", "dense", "personalize", "controls", "report", "push")
 METHODS = ("obs+least_squares", "fine_pruning", "magnitude", "random")
@@ -137,49 +136,9 @@ class SpeechRecipe(Section):
 
 def read_speech_recipe(path: Path) -> SpeechRecipe:
     """Reads a recipe file; raises RecipeError with everything that is wrong with it, by key."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"{path} does not exist: expected a recipe file (YAML)") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path} is no YAML file that can be read: {error}") from error
-    if not isinstance(content, dict):
-        raise RecipeError(
-            f"{path}: expected keys and values such as `model: openai/whisper-tiny.en`, found "
-            f"{type(content).__name__}"
-        )
-    return _validated(content, str(path))
+    return _validated(read_yaml(path, "model: openai/whisper-tiny.en"), str(path))
 
 
 def _validated(content: Mapping[str, Any], where: str) -> SpeechRecipe:
-    try:
-        return SpeechRecipe.model_validate(content)
-    except ValidationError as error:
-        lines = dict.fromkeys(_explained(error))
-        raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from error
-
-
-def _explained(error: ValidationError) -> Iterator[str]:
-    sections: dict[str, type[BaseModel]] = {"corpus": CorpusSection, "pruning": PruningSection}
-    for each in error.errors():
-        place = [str(part) for part in each["loc"]]
-        if place[:1] == ["speakers"] and each["type"] != "value_error":
-            yield f"speakers: expected all, or a list of names, found {each['input']!r}"
-            continue
-        key = f"{'.'.join(place)}: " if place else ""
-        if each["type"] == "extra_forbidden":
-            section = sections[place[0]] if len(place) > 1 else SpeechRecipe
-            known = list(section.model_fields)
-            near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            yield f"{key}no such key{hint}; the keys are {', '.join(known)}"
-        elif each["type"] == "missing":
-            yield f"{key}expected this key, found none"
-        elif each["type"] == "model_type":
-            known = list(sections[place[0]].model_fields)
-            yield f"{key}expected keys of its own ({', '.join(known)}), found {each['input']!r}"
-        elif each["type"] == "value_error":
-            yield f"{key}{each['ctx']['error']}"
-        else:
-            expected = each["msg"].removeprefix("Input should be ")
-            yield f"{key}expected {expected}, found {each['input']!r}"
+    sections: dict[str, type[Section]] = {"corpus": CorpusSection, "pruning": PruningSection}
+    return validated(SpeechRecipe, content, where, sections)

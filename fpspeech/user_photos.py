@@ -22,7 +22,8 @@ from fpspeech.corpora.images import (
     without_labels,
 )
 from fpspeech.personal import Personal
-from fpspeech.recipe import Photos, Recipe, RecipeError
+from fpspeech.recipe import Photos, Recipe
+from fpspeech.recipe_file import RecipeError
 
 
 class UserPhotos:

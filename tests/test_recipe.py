@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from fpspeech.pruning import PruningConfig, PruningError
-from fpspeech.recipe import RecipeError, read_recipe
+from fpspeech.recipe import read_recipe
+from fpspeech.recipe_file import RecipeError
 from fpspeech.user_photos import match_classes
 
 ROOT = Path(__file__).parent.parent

@@ -15,7 +15,7 @@ import yaml
 from fpspeech.cli import main
 from fpspeech.corpora import CORPORA, ManifestError, find_corpus, read_utterances
 from fpspeech.personal import Personal
-from fpspeech.recipe import RecipeError
+from fpspeech.recipe_file import RecipeError
 from fpspeech.recipe_stages import corpus_options, run_recipe
 from fpspeech.results import read_result
 from fpspeech.speech_recipe import SpeechRecipe, read_speech_recipe
