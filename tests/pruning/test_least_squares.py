@@ -42,12 +42,13 @@ def slow(weight, mask, x, ridge):
 
 @pytest.mark.parametrize("batch_values", [1, BATCH_VALUES])
 @pytest.mark.parametrize("make_mask", [row_mask, layer_mask])
-def test_equals_a_direct_solve_of_every_row(make_mask, batch_values, monkeypatch):
+@pytest.mark.parametrize("sparsity", [0.1, 0.3, 0.5, 0.6, 0.9])
+def test_equals_a_direct_solve_of_every_row(sparsity, make_mask, batch_values, monkeypatch):
     monkeypatch.setattr("fpspeech.pruning.least_squares.BATCH_VALUES", batch_values)
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(2, 5, 12, generator=generator)
     x = correlated(2, 12, 80)
-    mask = make_mask(torch.rand(weight.shape, generator=generator), 0.6)
+    mask = make_mask(torch.rand(weight.shape, generator=generator), sparsity)
     found = masked_least_squares(weight, mask, statistics_of(x), ridge=0.02)
     torch.testing.assert_close(found, slow(weight, mask, x, 0.02), rtol=1e-3, atol=1e-4)
     assert not found[~mask].any()
