@@ -1,5 +1,6 @@
 """The pruning core: torch only. It knows nothing of speech, images, files or Hugging Face."""
 
+from fpspeech.pruning.applied import Applied, apply_masks
 from fpspeech.pruning.layers import (
     Exclusion,
     PrunableLayer,
@@ -9,10 +10,8 @@ from fpspeech.pruning.layers import (
 )
 from fpspeech.pruning.masks import pack, unpack
 from fpspeech.pruning.pruner import (
-    Applied,
     Pruned,
     PruningConfig,
-    apply_masks,
     evaluation_mode,
     make_masks,
     observe,

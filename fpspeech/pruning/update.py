@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fpspeech.pruning.applied import apply_masks
 from fpspeech.pruning.layers import PrunableLayer, PruningError
-from fpspeech.pruning.pruner import apply_masks, evaluation_mode
+from fpspeech.pruning.pruner import evaluation_mode
 
 DEAD = 1e-6
 """A channel whose variance is below this share of the stored one carries nothing to rescale."""
