@@ -26,6 +26,8 @@ from recipes.rooms import random_room, record
 SPEEDS = (85, 90, 95, 100, 105, 110, 115)  # per cent; above 100 is faster and higher
 LENGTH_STEP = 3200  # samples; batches are padded with silence to a multiple
 LABEL_PADDING = -100  # what Wav2Vec2ForCTC leaves out of the loss
+# Without these instructions bfloat16 is emulated, many times slower than float32.
+HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported()
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def train(
 
         signals, labels = _augmented_batch(store, indices, resamplers, options, generator)
         model.train()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=HAS_BFLOAT16):
             loss = model(signals, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.gradient_norm)
