@@ -7,7 +7,19 @@ import fpspeech
 
 PACKAGE = Path(fpspeech.__file__).parent
 BASELINES = {"baselines.py"}
-ADAPTATION = ["listening.py", "personalize.py", "personal.py", "models/wav2vec2.py"]
+ADAPTATION = [
+    "listening.py",
+    "sequential_listening.py",
+    "generic.py",
+    "normalize.py",
+    "search_normalization.py",
+    "allocate.py",
+    "adaptation.py",
+    "auto_sparsity.py",
+    "personalize.py",
+    "personal.py",
+    "models/wav2vec2.py",
+]
 
 
 def attributes(path: Path) -> set[str]:
