@@ -1,8 +1,9 @@
-"""After the mask: the kept weights that best reproduce what the dense layer gave."""
+"""After the mask: the kept weights, and the bias, that best reproduce what the dense layer gave."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,8 +21,46 @@ def can_fit(layer: PrunableLayer) -> bool:
     return groups * inputs * inputs <= PRODUCT_VALUES
 
 
+def centred(statistics: InputStatistics) -> InputStatistics:
+    """The same statistics with the covariance of x in the place of E[xxᵀ] (products, `moments`).
+
+    For layers whose bias is free to take the difference of the means: then the weights that solve
+    `masked_least_squares` for the covariance, with b' = b + (W − W')E[x], are the optimum of
+    E‖Wx + b − W'x − b'‖² + λ‖W − W'‖² over weights and bias together.
+    Raises PruningError when the statistics hold no Σxxᵀ.
+    """
+    moments = _moments(statistics).double()
+    mean = statistics.product_mean.double()
+    covariance = moments - mean.unsqueeze(2) * mean.unsqueeze(1)
+    return replace(statistics, products=covariance * statistics.product_count)
+
+
+def compensated_bias(
+    bias: Tensor,
+    before: Tensor,
+    after: Tensor,
+    statistics: InputStatistics,
+    dense_mean: Tensor | None = None,
+) -> Tensor:
+    """b + (W − W')E[x]: the bias that keeps the mean of every output when W becomes W'.
+
+    bias: (groups · outputs,). before, after: W and W', (groups, outputs, inputs). dense_mean: E[x],
+    (groups, inputs), over the positions of the products, where `statistics` are those of other
+    inputs x̃: then b + W·E[x] − W'·E[x̃]. Returns float32 of the shape of `bias`.
+    """
+    own = statistics.mean if dense_mean is None else statistics.product_mean
+    dense = own if dense_mean is None else dense_mean
+    lost = before.double() @ dense.double().unsqueeze(2)  # (groups, outputs, 1)
+    lost = lost - after.double() @ own.double().unsqueeze(2)
+    return (bias.double() + lost.reshape(bias.shape)).float()
+
+
 def masked_least_squares(
-    weight: Tensor, mask: Tensor, statistics: InputStatistics, ridge: float = 0.01
+    weight: Tensor,
+    mask: Tensor,
+    statistics: InputStatistics,
+    ridge: float = 0.01,
+    cross: Tensor | None = None,
 ) -> Tensor:
     """The weights under the mask that minimise E‖Wx − W'x‖² + λ‖W − W'‖² over the inputs seen.
 
@@ -29,32 +68,72 @@ def masked_least_squares(
     H = E[xxᵀ]: (H_SS + λI) w'_S = H_S: w + λ w_S, with λ = ridge · mean(diag H), so that inputs
     that were hardly seen keep their weights. Where fewer are pruned than kept, the same optimum is
     reached from the pruned set P with A = H + λI: w' = w - A⁻¹_:P (A⁻¹_PP)⁻¹ w_P.
+    cross: E[x x̃ᵀ], shape (groups, inputs, inputs), where the layer will see x̃ instead of the x of
+    the dense model, and `statistics` are those of x̃: minimises E‖Wx − W'x̃‖² + λ‖W − W'‖² instead.
     Returns float32 of the same shape, zero where pruned.
     Raises PruningError when the statistics hold no Σxxᵀ.
     """
-    if statistics.moments is None:
-        raise PruningError("masked least squares needs statistics with products (Σxxᵀ)")
+    all_moments = _moments(statistics)
     fitted = torch.zeros_like(weight, dtype=torch.float32)
     for group in range(weight.shape[0]):
-        moments = statistics.moments[group].double()
+        moments = all_moments[group].double()
         damping = ridge * float(moments.diagonal().mean())
         if damping == 0:  # the group never saw anything but zeros
             fitted[group] = weight[group].masked_fill(~mask[group], 0)
             continue
         dense = weight[group].double()
-        targets = dense @ moments + damping * dense  # rows: H w + λ w, of which S is needed
+        towards = moments if cross is None else cross[group].double()
+        targets = dense @ towards + damping * dense  # rows: H w + λ w, of which S is needed
         kept = mask[group].sum(-1)
         mostly_kept = kept * 2 > mask.shape[-1]
         for rows in _batches(kept, ~mostly_kept):
             fitted[group, rows] = _solve(moments, damping, targets[rows], mask[group, rows]).float()
         if bool(mostly_kept.any()):
             inverse = _inverse(moments, damping)
+            # The optimum under no mask, from which the pruned set takes away.
+            free = dense if cross is None else targets @ inverse
             for rows in _batches(mask.shape[-1] - kept, mostly_kept):
                 pruned = ~mask[group, rows]
-                forces = _solve(inverse, 0.0, dense[rows], pruned)  # (A⁻¹_PP)⁻¹ w_P
-                refitted = dense[rows] - forces @ inverse
+                forces = _solve(inverse, 0.0, free[rows], pruned)  # (A⁻¹_PP)⁻¹ w_P
+                refitted = free[rows] - forces @ inverse
                 fitted[group, rows] = refitted.masked_fill(pruned, 0).float()
     return fitted
+
+
+def unmasked_least_squares(
+    weight: Tensor, statistics: InputStatistics, ridge: float, cross: Tensor
+) -> Tensor:
+    """The optimum of `masked_least_squares` with a cross moment where every weight is kept.
+
+    F = (W·E[x x̃ᵀ] + λW)(H + λI)⁻¹. Under a mask the objective differs by a constant from
+    (F − W')(H + λI)(F − W')ᵀ, so that what reproduces F in place of W is what reproduces Wx.
+    Returns float32 of the shape of the weight.
+    """
+    damping = _damping(_moments(statistics), ridge)[:, None, None]
+    targets = weight.double() @ cross.double() + damping * weight.double()
+    factor = torch.linalg.cholesky(damped_moments(statistics, ridge))
+    return torch.cholesky_solve(targets.transpose(1, 2), factor).transpose(1, 2).float()
+
+
+def damped_moments(statistics: InputStatistics, ridge: float) -> Tensor:
+    """H + λI, λ = ridge · mean(diag H) of the group, H = E[xxᵀ]: float64, (groups, inputs, inputs).
+
+    λ is one for a group that never saw anything but zeros. Raises PruningError without Σxxᵀ.
+    """
+    moments = _moments(statistics).double()  # a matrix of our own: `moments` divides anew
+    moments.diagonal(dim1=1, dim2=2).add_(_damping(moments, ridge).unsqueeze(1))
+    return moments
+
+
+def _damping(moments: Tensor, ridge: float) -> Tensor:
+    damping = ridge * moments.double().diagonal(dim1=1, dim2=2).mean(-1)
+    return damping.masked_fill(damping == 0, 1)
+
+
+def _moments(statistics: InputStatistics) -> Tensor:
+    if statistics.moments is None:
+        raise PruningError("masked least squares needs statistics with products (Σxxᵀ)")
+    return statistics.moments
 
 
 def _inverse(moments: Tensor, damping: float) -> Tensor:

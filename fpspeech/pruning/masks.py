@@ -16,6 +16,22 @@ from torch import Tensor
 from fpspeech.pruning.layers import PruningError
 
 
+def mask_for(score: Tensor, group: str, sparsity: float) -> Tensor:
+    """The mask of one layer: `row_mask`, `layer_mask`, or `n_of_m_mask` for a group "N:M"."""
+    pattern = n_of_m(group)
+    if pattern is not None:
+        return n_of_m_mask(score, *pattern)
+    return row_mask(score, sparsity) if group == "row" else layer_mask(score, sparsity)
+
+
+def n_of_m(group: str) -> tuple[int, int] | None:
+    """(N, M) when the name of a comparison group is an N:M pattern such as "2:4"."""
+    keep, colon, of = group.partition(":")
+    if colon and keep.isdigit() and of.isdigit():
+        return int(keep), int(of)
+    return None
+
+
 def row_mask(score: Tensor, sparsity: float) -> Tensor:
     """Prunes the floor(inputs · sparsity) lowest scores of every output row."""
     return ~_lowest(score, pruned_count(score.shape[-1], sparsity))

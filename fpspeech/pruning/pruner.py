@@ -13,96 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from fpspeech.pruning.applied import Applied, apply_masks
+from fpspeech.pruning.config import PruningConfig
+from fpspeech.pruning.layer_update import is_updated, update_layer
 from fpspeech.pruning.layers import Exclusion, PrunableLayer, PruningError, Selection, select_layers
-from fpspeech.pruning.least_squares import can_fit, masked_least_squares
-from fpspeech.pruning.masks import global_masks, layer_mask, n_of_m_mask, row_mask
+from fpspeech.pruning.least_squares import can_fit
+from fpspeech.pruning.masks import global_masks, mask_for
 from fpspeech.pruning.scores import SCORES
+from fpspeech.pruning.shrinkage import shrunk
 from fpspeech.pruning.statistics import InputStatistics, Observer
-
-GROUPS = ("row", "layer", "global")
-UPDATES = ("none", "least_squares")
-
-
-@dataclass(frozen=True)
-class PruningConfig:
-    """What to prune and how much; every default of the pruning core stands here.
-
-    sparsity: share of the selected weights set to zero, 0 <= sparsity < 1.
-    score: a name of `SCORES`. group: which weights compete, "row", "layer", "global" or "N:M"
-    (keep N of every M inputs; the sparsity is then 1 - N/M and `sparsity` must say so).
-    cap: highest sparsity of a single layer under "global". seed: of the random score.
-    overrides: (pattern of layer names, sparsity) pairs, the last that matches counts; for "row"
-    and "layer" only, since "global" and "N:M" leave no choice a layer.
-    update: what the kept weights become, "none" (they stay) or "least_squares" (see
-    `masked_least_squares`), with its ridge. product_stride: Σxxᵀ is counted at every n-th
-    position, since neighbouring frames are alike and it costs more than running the layer.
-    Raises PruningError on values out of range.
-    """
-
-    sparsity: float = 0.7
-    score: str = "obs"
-    group: str = "row"
-    cap: float = 0.95
-    seed: int = 0
-    overrides: tuple[tuple[str, float], ...] = ()
-    update: str = "least_squares"
-    ridge: float = 0.01
-    product_stride: int = 4
-
-    def __post_init__(self) -> None:
-        for sparsity in (self.sparsity, *(sparsity for _, sparsity in self.overrides)):
-            if not 0 <= sparsity < 1:
-                raise PruningError(
-                    f"sparsity is the share of weights that is pruned: expected "
-                    f"0 <= sparsity < 1, found {sparsity:g}"
-                    + (f"; did you mean {sparsity / 100:g}?" if 1 < sparsity < 100 else "")
-                )
-        if self.overrides and self.group not in ("row", "layer"):
-            raise PruningError(
-                f"a sparsity for single layers was given, but the group {self.group!r} decides "
-                "itself what each layer loses: use the group 'row' or 'layer'"
-            )
-        if self.score not in SCORES:
-            raise PruningError(f"no score is named {self.score!r}: expected one of {list(SCORES)}")
-        if self.group not in GROUPS and self.n_of_m is None:
-            raise PruningError(
-                f"no comparison group is named {self.group!r}: expected one of {list(GROUPS)} "
-                "or N:M such as '2:4'"
-            )
-        if self.n_of_m is not None:
-            keep, of = self.n_of_m
-            if not 0 < keep <= of:
-                raise PruningError(f"expected 0 < N <= M in N:M, found {self.group}")
-            if abs(self.sparsity - (1 - keep / of)) > 1e-6:
-                raise PruningError(
-                    f"{self.group} keeps {keep} of every {of} weights, a sparsity of "
-                    f"{1 - keep / of:g}; found sparsity {self.sparsity:g}: make them agree"
-                )
-        if not 0 < self.cap <= 1:
-            raise PruningError(f"expected 0 < cap <= 1, found {self.cap:g}")
-        if self.update not in UPDATES:
-            raise PruningError(
-                f"no update is named {self.update!r}: expected one of {list(UPDATES)}"
-            )
-        if self.product_stride < 1:
-            raise PruningError(
-                f"expected a product stride of 1 or more, found {self.product_stride}"
-            )
-        if not self.ridge > 0:
-            raise PruningError(f"expected a ridge above 0, found {self.ridge:g}")
-
-    def sparsity_for(self, name: str) -> float:
-        """The sparsity of the layer of this name."""
-        matching = [value for pattern, value in self.overrides if fnmatchcase(name, pattern)]
-        return matching[-1] if matching else self.sparsity
-
-    @property
-    def n_of_m(self) -> tuple[int, int] | None:
-        """(N, M) when the group is an N:M pattern."""
-        keep, colon, of = self.group.partition(":")
-        if colon and keep.isdigit() and of.isdigit():
-            return int(keep), int(of)
-        return None
 
 
 def select(model: nn.Module, config: PruningConfig, exclude: Mapping[str, str]) -> Selection:
@@ -174,34 +92,47 @@ def make_masks(
     layers: Sequence[PrunableLayer],
     statistics: Mapping[str, InputStatistics],
     config: PruningConfig,
+    generic: Mapping[str, InputStatistics] | None = None,
 ) -> dict[str, Tensor]:
     """Scores every weight and prunes the least; no weight is changed.
 
+    generic: other people's statistics, by layer name, for a score that contrasts the two.
     Returns masks by layer name, True where kept, shape (groups, outputs, inputs), on the CPU.
     Raises PruningError, naming the layer, when a score needs statistics that are not there.
     """
+    _check_overrides(layers, config)
+    return _masks(layers, statistics, config, generic)
+
+
+def _masks(
+    layers: Sequence[PrunableLayer],
+    statistics: Mapping[str, InputStatistics],
+    config: PruningConfig,
+    generic: Mapping[str, InputStatistics] | None,
+) -> dict[str, Tensor]:
+    if config.group == "global":
+        return global_masks(
+            {layer.name: _score(layer, statistics, config, generic) for layer in layers},
+            config.sparsity,
+            config.cap,
+        )
+    return {
+        layer.name: mask_for(
+            _score(layer, statistics, config, generic),
+            config.group,
+            config.sparsity_for(layer.name),
+        )
+        for layer in layers
+    }
+
+
+def _check_overrides(layers: Sequence[PrunableLayer], config: PruningConfig) -> None:
     for pattern, _ in config.overrides:
         if not any(fnmatchcase(layer.name, pattern) for layer in layers):
             raise PruningError(
                 f"no pruned layer is named {pattern!r}, for which a sparsity was given: layers "
                 f"are named such as {layers[0].name!r}"
             )
-    if config.group == "global":
-        return global_masks(
-            {layer.name: _score(layer, statistics, config) for layer in layers},
-            config.sparsity,
-            config.cap,
-        )
-    masks: dict[str, Tensor] = {}
-    for layer in layers:
-        score = _score(layer, statistics, config)
-        if config.n_of_m is not None:
-            masks[layer.name] = n_of_m_mask(score, *config.n_of_m)
-        elif config.group == "row":
-            masks[layer.name] = row_mask(score, config.sparsity_for(layer.name))
-        else:
-            masks[layer.name] = layer_mask(score, config.sparsity_for(layer.name))
-    return masks
 
 
 def products_for(layers: Sequence[PrunableLayer], config: PruningConfig) -> frozenset[str]:
@@ -217,37 +148,36 @@ def update_weights(
     masks: Mapping[str, Tensor],
     statistics: Mapping[str, InputStatistics],
     config: PruningConfig,
+    cross: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """What the kept weights become, in closed form; no weight is changed here.
+    """What the kept weights become under these masks, in closed form; no weight is changed here.
 
+    For the updates "none" and "least_squares" without biases; `prune_layers` knows them all.
+    cross: E[x x̃ᵀ] by layer name, where a layer will see x̃, see `masked_least_squares`.
     Returns the kept weights in row-major order, float16 as they are stored, by layer name;
     layers whose Σxxᵀ is too large to count keep their weights. Nothing where the update is
     "none". Raises PruningError where products are missing or a value does not fit float16.
     """
+    if config.bias or config.update not in ("none", "least_squares"):
+        raise PruningError(
+            f"the update {config.update!r} with bias={config.bias} changes more than the kept "
+            "weights: use prune_layers"
+        )
     kept: dict[str, Tensor] = {}
-    for layer in layers if config.update != "none" else ():
+    for layer in layers:
         found = statistics.get(layer.name)
-        if found is None or found.products is None:
-            if can_fit(layer):
-                raise PruningError(
-                    f"the statistics of {layer.name} hold no products, which the update "
-                    f"{config.update!r} needs: observe with products_for(layers, config)"
-                )
-            continue
-        mask = masks[layer.name]
-        weight = layer.weight().to("cpu", torch.float32)
-        fitted = masked_least_squares(weight, mask, found, config.ridge)[mask].half()
-        if not bool(torch.isfinite(fitted).all()):
-            raise PruningError(
-                f"the updated weights of {layer.name} do not fit float16: raise the ridge "
-                f"(now {config.ridge:g})"
-            )
-        kept[layer.name] = fitted
+        towards = (cross or {}).get(layer.name)
+        refitted = update_layer(layer, masks[layer.name], found, config, towards).kept
+        if refitted is not None:
+            kept[layer.name] = refitted
     return kept
 
 
 def _score(
-    layer: PrunableLayer, statistics: Mapping[str, InputStatistics], config: PruningConfig
+    layer: PrunableLayer,
+    statistics: Mapping[str, InputStatistics],
+    config: PruningConfig,
+    generic: Mapping[str, InputStatistics] | None,
 ) -> Tensor:
     score = SCORES[config.score]
     found = statistics.get(layer.name)
@@ -259,23 +189,113 @@ def _score(
     # A seed of its own a layer: the same bits whichever other layers are pruned.
     seed = config.seed * 2**32 + zlib.crc32(layer.name.encode())
     weight = layer.weight().to("cpu", torch.float32)
-    values = score.function(weight, found, seed).float()
+    others = (_generic_of(layer, generic, config),) if score.needs_generic else ()
+    values = score.function(weight, found, seed, *others).float()
     if not bool(torch.isfinite(values).all()):
         raise PruningError(f"the score of {layer.name} is not finite: check its weights")
     return values
 
 
+def _generic_of(
+    layer: PrunableLayer,
+    generic: Mapping[str, InputStatistics] | None,
+    config: PruningConfig,
+) -> InputStatistics:
+    if generic is None or layer.name not in generic:
+        contrasts = SCORES[config.score].needs_generic
+        raise PruningError(
+            (f"the score {config.score!r}" if contrasts else f"the shrinkage {config.shrinkage!r}")
+            + f" needs statistics of other people for {layer.name}, found none: observe others "
+            "with this model and give their statistics as `generic`"
+        )
+    return generic[layer.name]
+
+
+@dataclass(frozen=True)
+class PrunedLayers:
+    """What pruning made of layers, in the form in which it is applied and stored.
+
+    masks: by layer name, True where kept, shape (groups, outputs, inputs). kept: what the kept
+    weights become, by layer name, float16 in row-major order; a layer that keeps its weights is
+    not among them. values: the other tensors that change (biases), by their names in the state
+    dict, float32. All on the CPU.
+    """
+
+    masks: dict[str, Tensor]
+    kept: dict[str, Tensor]
+    values: dict[str, Tensor]
+
+
+@torch.no_grad()
+def prune_layers(
+    layers: Sequence[PrunableLayer],
+    statistics: Mapping[str, InputStatistics],
+    config: PruningConfig,
+    generic: Mapping[str, InputStatistics] | None = None,
+    cross: Mapping[str, Tensor] | None = None,
+    dense_mean: Mapping[str, Tensor] | None = None,
+) -> PrunedLayers:
+    """From statistics to masks, weights and biases, layer by layer; nothing is changed here.
+
+    statistics: of the user's data, by layer name, with the products of `products_for`. generic:
+    the same of other people's data, where the score or the shrinkage of `config` needs them.
+    cross, dense_mean: by layer name, where `statistics` are those of other inputs than the dense
+    model's, see `update_layer`.
+    Raises PruningError, naming the layer, when statistics are missing.
+    """
+    _check_overrides(layers, config)
+    if config.shrinkage != "none":
+        weight = None if isinstance(config.shrinkage, str) else config.shrinkage
+        statistics = {
+            layer.name: shrunk(statistics[layer.name], _generic_of(layer, generic, config), weight)
+            for layer in layers
+            if layer.name in statistics
+        }
+    # SparseGPT chooses masks itself; "global" tells it how much each layer loses.
+    joint = config.update == "sparsegpt" and config.group != "global"
+    scored = [
+        layer
+        for layer in layers
+        if not (joint and is_updated(layer, statistics.get(layer.name), config))
+    ]
+    chosen = _masks(scored, statistics, config, generic)
+    pruned = PrunedLayers({}, {}, {})
+    for layer in layers:
+        found = update_layer(
+            layer,
+            chosen.get(layer.name),
+            statistics.get(layer.name),
+            config,
+            (cross or {}).get(layer.name),
+            (dense_mean or {}).get(layer.name),
+        )
+        pruned.masks[layer.name] = found.mask
+        if found.kept is not None:
+            pruned.kept[layer.name] = found.kept
+        if found.bias is not None:
+            pruned.values[f"{layer.name}.bias".lstrip(".")] = found.bias
+    return pruned
+
+
 @dataclass(frozen=True)
 class Pruned:
-    """What pruning a model came to: masks, and what the kept weights become, by layer name."""
+    """What pruning a model came to, for the very model it was made from; see `PrunedLayers`."""
 
+    model: nn.Module
     selection: Selection
     masks: Mapping[str, Tensor]
     kept: Mapping[str, Tensor]
+    values: Mapping[str, Tensor]
 
     def apply(self) -> Applied:
         """Puts it in force on the model it was made from; see `apply_masks`."""
-        return apply_masks(self.selection.layers, self.masks, kept=self.kept)
+        return apply_masks(
+            self.selection.layers,
+            self.masks,
+            network=self.model,
+            values=self.values,
+            kept=self.kept,
+        )
 
 
 def prune(
@@ -288,15 +308,21 @@ def prune(
 ) -> Pruned:
     """The whole way for any module: select, observe once, score, mask, update; nothing is changed.
 
-    exclude: see `select_layers`. forward: see `observe`. Raises PruningError.
+    exclude: see `select_layers`. forward: see `observe`. In sequential order the batches run once
+    a stage, so they must be a list or something else that can be iterated again and again.
+    Raises PruningError.
     """
     config = config or PruningConfig()
     selection = select(model, config, exclude or {})
+    if config.order == "sequential":
+        from fpspeech.pruning.sequential import prune_batches  # it builds on this module
+
+        pruned = prune_batches(model, selection.layers, batches, config, forward or _call)
+        return Pruned(model, selection, pruned.masks, pruned.kept, pruned.values)
     products = products_for(selection.layers, config)
     statistics = observe(model, batches, selection.layers, forward, products, config.product_stride)
-    masks = make_masks(selection.layers, statistics, config)
-    kept = update_weights(selection.layers, masks, statistics, config)
-    return Pruned(selection, masks, kept)
+    pruned = prune_layers(selection.layers, statistics, config)
+    return Pruned(model, selection, pruned.masks, pruned.kept, pruned.values)
 
 
 def sparsity_of(masks: Mapping[str, Tensor]) -> float:

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from fpspeech.pruning.statistics import InputStatistics
 
+CONTRAST_POWER = 1.0  # how much being the user's own counts in `contrast`, beside being large
+CONTRAST_RANGE = 10.0  # no input counts more than ten times more, or less, for being the user's own
+
 
 def magnitude(weight: Tensor, statistics: InputStatistics | None, seed: int) -> Tensor:
     """|w|: what the weight could contribute, whatever it is fed."""
@@ -59,6 +62,21 @@ def obs(weight: Tensor, statistics: InputStatistics, seed: int) -> Tensor:
     return weight.abs() / inverse.diagonal(dim1=1, dim2=2).sqrt().float().unsqueeze(1)
 
 
+def contrast(
+    weight: Tensor, statistics: InputStatistics, seed: int, generic: InputStatistics
+) -> Tensor:
+    """|w|·E|x|·(E|x| / E_g|x|)^γ: `fine_pruning`, raised where the user drives an input more
+    than other people do (E_g) and lowered where less.
+
+    Ours; γ = `CONTRAST_POWER`. The ratio is held within `CONTRAST_RANGE` either way, and is one
+    where nobody drives the input: where both statistics are equal this is `fine_pruning`.
+    """
+    own, others = statistics.mean_absolute, generic.mean_absolute.to(statistics.absolute)
+    ratio = torch.where(own == others, 1, own / others)  # 0/0 is one, x/0 meets the bound
+    ratio = ratio.clamp(1 / CONTRAST_RANGE, CONTRAST_RANGE)
+    return weight.abs() * (own * ratio**CONTRAST_POWER).unsqueeze(1)
+
+
 def random(weight: Tensor, statistics: InputStatistics | None, seed: int) -> Tensor:
     """U(0, 1) from `seed`: the control that knows nothing."""
     generator = torch.Generator().manual_seed(seed)
@@ -67,11 +85,15 @@ def random(weight: Tensor, statistics: InputStatistics | None, seed: int) -> Ten
 
 @dataclass(frozen=True)
 class Score:
-    """One way to measure contribution, and what it needs: statistics of the inputs, and Σxxᵀ."""
+    """One way to measure contribution, and what it needs: statistics of the inputs, and Σxxᵀ.
+
+    needs_generic: other people's statistics are a fourth argument of the function.
+    """
 
     function: Callable[..., Tensor]
     needs_statistics: bool
     needs_products: bool = False
+    needs_generic: bool = False
 
 
 SCORES = {
@@ -79,6 +101,7 @@ SCORES = {
     "wanda": Score(wanda, needs_statistics=True),
     "ria": Score(ria, needs_statistics=True),
     "obs": Score(obs, needs_statistics=True, needs_products=True),
+    "contrast": Score(contrast, needs_statistics=True, needs_generic=True),
     "magnitude": Score(magnitude, needs_statistics=False),
     "random": Score(random, needs_statistics=False),
 }

@@ -32,7 +32,8 @@ class InputStatistics:
     count: positions seen (frames, or output positions of a convolution).
     total, absolute, square: Σx, Σ|x|, Σx², each of shape (groups, inputs).
     products: Σxxᵀ, shape (groups, inputs, inputs), where it was asked for; of product_count
-    positions, since neighbours are alike.
+    positions, since neighbours are alike. product_total: Σx over these positions, (groups, inputs);
+    None: the same as `total`, since they are all positions.
     """
 
     count: int
@@ -41,6 +42,7 @@ class InputStatistics:
     square: Tensor
     products: Tensor | None = None
     product_count: int = 0
+    product_total: Tensor | None = None
 
     @property
     def moments(self) -> Tensor | None:
@@ -51,6 +53,21 @@ class InputStatistics:
     def mean(self) -> Tensor:
         """E[x], shape (groups, inputs)."""
         return self.total / self.count
+
+    @property
+    def product_mean(self) -> Tensor:
+        """E[x] over the positions of `products`, shape (groups, inputs), as a covariance needs it.
+
+        Raises PruningError when neither these positions' sum nor all positions were counted.
+        """
+        if self.product_total is not None:
+            return self.product_total / self.product_count
+        if self.product_count != self.count:
+            raise PruningError(
+                f"the products are of {self.product_count} of {self.count} positions and hold no "
+                "sum over these: observe the data anew"
+            )
+        return self.mean
 
     @property
     def mean_absolute(self) -> Tensor:
@@ -78,7 +95,58 @@ class InputStatistics:
             if self.products is None or other.products is None
             else self.products + other.products,
             self.product_count + other.product_count,
+            None
+            if self.product_total is None or other.product_total is None
+            else self.product_total + other.product_total,
         )
+
+
+def to_tensors(statistics: Mapping[str, InputStatistics]) -> dict[str, Tensor]:
+    """Statistics as one flat dict of tensors, for a file; `from_tensors` undoes it bit for bit.
+
+    "<layer>:counts": positions and positions of the products, int64; "<layer>:sums": Σx, Σ|x|, Σx²,
+    shape (3, groups, inputs); "<layer>:products" and "<layer>:product_total" where they are.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, found in statistics.items():
+        tensors[f"{name}:counts"] = torch.tensor([found.count, found.product_count])
+        tensors[f"{name}:sums"] = torch.stack([found.total, found.absolute, found.square])
+        if found.products is not None:
+            tensors[f"{name}:products"] = found.products
+        if found.product_total is not None:
+            tensors[f"{name}:product_total"] = found.product_total
+    return tensors
+
+
+def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, InputStatistics]:
+    """Undoes `to_tensors`; layers come in the order of their names in `tensors`.
+
+    Raises PruningError when the sums or counts of a layer are missing or their shapes disagree.
+    """
+    statistics: dict[str, InputStatistics] = {}
+    for name in dict.fromkeys(key.rpartition(":")[0] for key in tensors):
+        counts, sums = tensors.get(f"{name}:counts"), tensors.get(f"{name}:sums")
+        if counts is None or sums is None:
+            raise PruningError(f"the statistics of {name!r} lack their counts or sums")
+        products = tensors.get(f"{name}:products")
+        product_total = tensors.get(f"{name}:product_total")
+        found = (
+            sums.dim() == 3 and sums.shape[0] == 3 and counts.shape == (2,),
+            products is None or products.shape == (*sums.shape[1:], sums.shape[-1]),
+            product_total is None or product_total.shape == sums.shape[1:],
+        )
+        if not all(found):
+            raise PruningError(
+                f"the statistics of {name!r} do not fit together: sums of shape "
+                f"{tuple(sums.shape)}, expected (3, groups, inputs), with products "
+                f"{None if products is None else tuple(products.shape)}"
+            )
+        total, absolute, square = sums.unbind(0)
+        count, product_count = counts.tolist()
+        statistics[name] = InputStatistics(
+            count, total, absolute, square, products, product_count, product_total
+        )
+    return statistics
 
 
 class Observer:
@@ -146,20 +214,27 @@ class Observer:
                 torch.stack([saved.total, saved.absolute, saved.square]),
                 saved.products,
                 saved.product_count,
+                saved.product_total,
             )
 
     def _hook(self, layer: PrunableLayer, lengths: Sequence[int] | None) -> Callable[..., None]:
         @torch.no_grad()
         def count_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs: Tensor = args[0] if args else kwargs["input"]
+            inputs = input_of(args, kwargs)
             sums = self._sums.setdefault(layer.name, _RunningSums())
-            for positions in _counted_positions(layer, inputs, lengths):
+            for positions in counted_positions(layer, inputs, lengths):
                 before = sums.count
                 sums.add(positions, self._scratch)
                 if layer.name in self._products:
                     sums.add_products(positions, self._product_stride, before)
 
         return count_input
+
+
+def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The input of a layer from what it was called with."""
+    inputs: Tensor = args[0] if args else kwargs["input"]
+    return inputs
 
 
 class _Scratch:
@@ -188,6 +263,7 @@ class _RunningSums:
     sums: Tensor | None = None  # (3, groups, inputs): Σx, Σ|x|, Σx²
     products: Tensor | None = None  # (groups, inputs, inputs): Σxxᵀ
     product_count: int = 0
+    product_total: Tensor | None = None  # (groups, inputs): Σx of the same positions
 
     def add(self, seen: _Positions, scratch: _Scratch) -> None:
         values = seen.values
@@ -207,10 +283,12 @@ class _RunningSums:
         for rows in seen.rows(stride, before):  # (groups, inputs, positions)
             rows = rows.float() if rows.dtype != torch.float64 else rows
             product = rows @ rows.transpose(1, 2)
-            if self.products is None:
-                self.products = product
+            total = rows.sum(-1).to(_accumulator(rows))
+            if self.products is None or self.product_total is None:
+                self.products, self.product_total = product, total
             else:
                 self.products = self.products.to(product) + product
+                self.product_total = self.product_total.to(total) + total
             self.product_count += rows.shape[-1]
 
     def result(self, name: str) -> InputStatistics:
@@ -224,7 +302,10 @@ class _RunningSums:
             )
         total, absolute, square = sums.unbind(0)
         products = None if self.products is None else self.products.cpu()
-        return InputStatistics(self.count, total, absolute, square, products, self.product_count)
+        product_total = None if self.product_total is None else self.product_total.cpu()
+        return InputStatistics(
+            self.count, total, absolute, square, products, self.product_count, product_total
+        )
 
 
 def _accumulator(values: Tensor) -> torch.dtype:
@@ -246,9 +327,10 @@ class _Positions:
     rows: Callable[[int, int], Iterator[Tensor]]
 
 
-def _counted_positions(
+def counted_positions(
     layer: PrunableLayer, inputs: Tensor, lengths: Sequence[int] | None
 ) -> Iterator[_Positions]:
+    """The positions of a layer's input that count: all together, or by item where some do not."""
     module = layer.module
     split = _linear_positions if isinstance(module, nn.Linear) else _convolution_positions
     if lengths is None:

@@ -112,6 +112,7 @@ def match_batch_norms(
     batches: Sequence[Batch],
     *,
     kept: Mapping[str, Tensor] | None = None,
+    values: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """BatchNorm moments for the pruned network, matched to the dense one's on the same images.
 
@@ -120,7 +121,7 @@ def match_batch_norms(
     one, where every BatchNorm is measured behind BatchNorms that are matched already. That takes
     nearly as many passes as there are BatchNorms in line, each up to the one that is measured;
     a single batch takes one pass, since its moments are complete as soon as it reaches a layer.
-    kept: as in `apply_masks`.
+    kept, values: as in `apply_masks`.
 
     One pass that measures all layers at once, or a few of them, is no short cut: what a layer
     takes in changes with every layer matched before it, and the errors grow from layer to layer,
@@ -145,7 +146,7 @@ def match_batch_norms(
     }
     with (
         evaluation_mode(network),
-        apply_masks(layers, masks, network=network, values=own, kept=kept),
+        apply_masks(layers, masks, network=network, values={**(values or {}), **own}, kept=kept),
         _counting(network, frontier.count),
         torch.inference_mode(),
     ):

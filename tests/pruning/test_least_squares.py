@@ -110,3 +110,47 @@ def test_layers_with_huge_products_are_not_fitted():
     with torch.device("meta"):
         positional = nn.Conv1d(768, 768, 128, groups=16)
     assert not can_fit(PrunableLayer("pos_conv", positional))
+
+
+def slow_cross(weight, mask, x, seen, ridge):
+    """As `slow`, where the layer sees other inputs than those that gave the dense outputs."""
+    expected = torch.zeros_like(weight)
+    for g in range(weight.shape[0]):
+        n = x.shape[1]
+        damping = ridge * seen[g].double().square().mean()
+        for o in range(weight.shape[1]):
+            kept = mask[g, o].nonzero().squeeze(1)
+            if not len(kept):
+                continue
+            w = weight[g, o].double()
+            tall = torch.cat(
+                [seen[g].double()[:, kept] / n**0.5, damping**0.5 * torch.eye(len(kept))]
+            )
+            right = torch.cat([x[g].double() @ w / n**0.5, damping**0.5 * w[kept]])
+            expected[g, o, kept] = torch.linalg.lstsq(tall, right).solution.float()
+    return expected
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.6, 0.9])
+def test_dense_outputs_are_reproduced_from_other_inputs(sparsity):
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(2, 5, 12, generator=generator)
+    x = correlated(2, 12, 80)
+    seen = x + 0.5 * torch.randn(x.shape, generator=generator)
+    mask = layer_mask(torch.rand(weight.shape, generator=generator), sparsity)
+    cross = x.transpose(1, 2) @ seen / 80
+    found = masked_least_squares(weight, mask, statistics_of(seen), 0.02, cross)
+    expected = slow_cross(weight, mask, x, seen, 0.02)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    # Not what the fit without the cross moment gives: the test can tell the two apart.
+    assert not torch.allclose(found, masked_least_squares(weight, mask, statistics_of(seen)), 0.01)
+
+
+def test_a_cross_moment_of_the_same_inputs_changes_nothing():
+    weight = torch.randn(1, 4, 10, generator=torch.Generator().manual_seed(3))
+    statistics = statistics_of(correlated(1, 10, 60))
+    for sparsity in (0.2, 0.7):
+        mask = row_mask(torch.rand(weight.shape), sparsity)
+        plain = masked_least_squares(weight, mask, statistics)
+        crossed = masked_least_squares(weight, mask, statistics, cross=statistics.moments)
+        torch.testing.assert_close(crossed, plain, rtol=1e-3, atol=1e-4)

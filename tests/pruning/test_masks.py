@@ -9,6 +9,8 @@ from fpspeech.pruning import PruningError, pack, unpack
 from fpspeech.pruning.masks import (
     global_masks,
     layer_mask,
+    mask_for,
+    n_of_m,
     n_of_m_mask,
     pruned_count,
     row_mask,
@@ -157,3 +159,11 @@ def test_packed_bits_round_trip_and_are_little_endian(bits):
 def test_unpack_refuses_the_wrong_size():
     with pytest.raises(PruningError, match="takes 2 bytes"):
         unpack(torch.zeros(3, dtype=torch.uint8), (2, 5))
+
+
+def test_a_group_by_name():
+    score = torch.rand(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(mask_for(score, "row", 0.3), row_mask(score, 0.3))
+    assert torch.equal(mask_for(score, "layer", 0.3), layer_mask(score, 0.3))
+    assert torch.equal(mask_for(score, "1:4", 0.75), n_of_m_mask(score, 1, 4))
+    assert [n_of_m(name) for name in ("2:4", "row", "2:", "a:b")] == [(2, 4), None, None, None]

@@ -14,7 +14,9 @@ from fpspeech.pruning import (
     apply_masks,
     make_masks,
     observe,
+    products_for,
     prune,
+    prune_layers,
     select,
     select_layers,
     sparsity_of,
@@ -238,6 +240,9 @@ def test_n_of_m_excludes_layers_that_do_not_fit_and_says_so(model, batches):
         (dict(group="2:4", sparsity=0.7), "make them agree"),
         (dict(group="4:2"), "0 < N <= M"),
         (dict(cap=0.0), "0 < cap"),
+        (dict(update="alp"), "no update is named 'alp'"),
+        (dict(shrinkage="some"), "'none', 'auto' or a weight from 0 to 1, found 'some'"),
+        (dict(shrinkage=1.5), "a weight from 0 to 1, found 1.5"),
     ],
 )
 def test_bad_settings_are_refused_with_a_remedy(settings, message):
@@ -297,3 +302,107 @@ def test_restore_twice_is_harmless_and_infinite_weights_prune_to_zero():
     applied.restore()
     applied.restore()
     assert model[0].weight.tolist() == [[float("inf"), -1.0]]
+
+
+def seen_by(model, batches, layers, config=None):
+    products = products_for(layers, config or PruningConfig())
+    return observe(model, batches, layers, products=products)
+
+
+@pytest.mark.parametrize("update", ["none", "least_squares", "sparsegpt", "alps"])
+@pytest.mark.parametrize("group", ["row", "layer", "global", "1:4"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_every_update_prunes_exactly_and_is_restored_bit_for_bit(
+    model, batches, update, group, bias
+):
+    sparsity = 0.75 if group == "1:4" else 0.5
+    config = PruningConfig(sparsity, group=group, update=update, bias=bias, product_stride=1)
+    layers = select(model, config, {}).layers
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    statistics = seen_by(model, batches, layers, config)
+    pruned = prune_layers(layers, statistics, config)
+    scored = make_masks(layers, statistics, config)
+    assert pruned.masks.keys() == {layer.name for layer in layers}
+    assert pruned.kept.keys() == (set() if update == "none" else pruned.masks.keys())
+    assert pruned.values.keys() == ({f"{name}.bias" for name in pruned.masks} if bias else set())
+    for name, mask in pruned.masks.items():
+        if group in ("row", "1:4"):
+            assert torch.equal(mask.sum(-1), scored[name].sum(-1)), name
+        assert mask.sum() == scored[name].sum(), name
+        assert update in ("sparsegpt", "alps") or torch.equal(mask, scored[name])
+    again = prune_layers(layers, statistics, config)
+    assert all(torch.equal(pruned.kept[name], again.kept[name]) for name in pruned.kept)
+    values = dict(network=model, values=pruned.values, kept=pruned.kept)
+    with apply_masks(layers, pruned.masks, **values):
+        for layer in layers:
+            assert not layer.weight()[~pruned.masks[layer.name]].any()
+        assert torch.isfinite(model(batches[0])).all()
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("update", ["sparsegpt", "alps"])
+def test_joint_updates_keep_to_the_sparsity_of_single_layers(model, batches, update):
+    overrides = (("*", 0.5), ("head", 0.0), ("grouped", 0.75))
+    config = PruningConfig(update=update, overrides=overrides)
+    layers = select_layers(model).layers
+    pruned = prune_layers(layers, seen_by(model, batches, layers), config)
+    assert bool(pruned.masks["head"].all())
+    assert bool(((~pruned.masks["grouped"]).sum(-1) == 6).all())
+    assert bool(((~pruned.masks["front"]).sum(-1) == 4).all())
+    torch.testing.assert_close(
+        pruned.kept["head"].float(), model.head.weight.detach().reshape(-1), rtol=1e-3, atol=1e-3
+    )
+    with pytest.raises(PruningError, match="no pruned layer is named 'haed'"):
+        prune_layers(layers, {}, PruningConfig(update=update, overrides=(("haed", 0.5),)))
+
+
+def test_the_whole_way_with_biases(model, batches):
+    dense = model(batches[0])
+    pruned = prune(model, batches, PruningConfig(0.6, update="alps", bias=True))
+    assert pruned.values.keys() == {f"{name}.bias" for name in pruned.masks}
+    with pruned.apply():
+        torch.testing.assert_close(model.head.bias.detach(), pruned.values["head.bias"])
+        assert not torch.equal(model(batches[0]), dense)
+    assert torch.equal(model(batches[0]), dense)
+
+
+def test_prune_layers_is_masks_and_least_squares_by_default(model, batches):
+    layers = select_layers(model).layers
+    statistics = seen_by(model, batches, layers)
+    pruned = prune_layers(layers, statistics, PruningConfig())
+    masks = make_masks(layers, statistics, PruningConfig())
+    kept = update_weights(layers, masks, statistics, PruningConfig())
+    assert pruned.values == {}
+    for name in masks:
+        assert torch.equal(pruned.masks[name], masks[name])
+        assert torch.equal(pruned.kept[name], kept[name])
+    with pytest.raises(PruningError, match="use prune_layers"):
+        update_weights(layers, masks, statistics, PruningConfig(update="alps"))
+
+
+def test_other_peoples_statistics_count_where_they_are_asked_for(model, batches):
+    layers = select_layers(model).layers
+    own = seen_by(model, batches, layers)
+    others = seen_by(model, [batch.flip(-1) * 2 + 1 for batch in batches], layers)
+    plain = prune_layers(layers, own, PruningConfig())
+    for config in (
+        PruningConfig(shrinkage=1.0),
+        PruningConfig(shrinkage="auto"),
+        PruningConfig(score="contrast"),
+    ):
+        assert config.needs_generic
+        with pytest.raises(PruningError, match="of other people for front, found none: observe"):
+            prune_layers(layers, own, config)
+        found = prune_layers(layers, own, config, others)
+        assert any(not torch.equal(found.masks[name], plain.masks[name]) for name in plain.masks)
+    whole = prune_layers(layers, own, PruningConfig(shrinkage=1.0), others)
+    theirs = prune_layers(layers, others, PruningConfig())
+    none = prune_layers(layers, own, PruningConfig(shrinkage=0.0), others)
+    for name in plain.masks:
+        # But for rounding: their sums are brought to the user's counts.
+        assert (whole.masks[name] == theirs.masks[name]).float().mean() > 0.95
+        assert torch.equal(none.kept[name], plain.kept[name])
+    same = prune_layers(layers, own, PruningConfig(score="contrast"), own)
+    fine = prune_layers(layers, own, PruningConfig(score="fine_pruning"))
+    assert all(torch.equal(same.masks[name], fine.masks[name]) for name in same.masks)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fpspeech.pruning import SCORES, InputStatistics
+from fpspeech.pruning.scores import CONTRAST_POWER, CONTRAST_RANGE
 
 
 @pytest.fixture
@@ -93,3 +94,26 @@ def test_dead_rows_and_columns_score_zero_not_nan(statistics):
     weight = torch.zeros(2, 3, 4)
     for name in ("ria", "wanda", "fine_pruning"):
         assert torch.equal(SCORES[name].function(weight, statistics, 0), weight)
+
+
+def test_contrast_equals_a_loop_and_is_fine_pruning_where_nobody_differs(weight, inputs):
+    def count(x):
+        return InputStatistics(50, x.sum(0), x.abs().sum(0), x.square().sum(0))
+
+    others = inputs.clone()
+    others[..., 0] *= 2
+    others[..., 1] *= 0.25
+    others[..., 2] = 0  # only the user drives it
+    inputs[..., 2] *= 5
+    contrast = SCORES["contrast"].function
+    found = contrast(weight, count(inputs), 0, count(others))
+    for g in range(2):
+        for i, ratio in enumerate([1 / 2, 4, CONTRAST_RANGE, 1]):
+            mean = sum(abs(x.item()) for x in inputs[:, g, i]) / 50
+            for o in range(3):
+                expected = abs(weight[g, o, i].item()) * mean * ratio**CONTRAST_POWER
+                assert found[g, o, i].item() == pytest.approx(expected, rel=1e-4)
+    same = contrast(weight, count(inputs), 0, count(inputs))
+    assert torch.equal(same, SCORES["fine_pruning"].function(weight, count(inputs), 0))
+    silent = count(torch.zeros_like(inputs))
+    assert not contrast(weight, silent, 0, silent).any()

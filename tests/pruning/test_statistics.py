@@ -8,7 +8,15 @@ from torch import nn
 from torch.nn.utils import weight_norm as older_weight_norm
 from torch.nn.utils.parametrizations import weight_norm
 
-from fpspeech.pruning import InputStatistics, Observer, PruningError, observe, select_layers
+from fpspeech.pruning import (
+    InputStatistics,
+    Observer,
+    PruningError,
+    from_tensors,
+    observe,
+    select_layers,
+    to_tensors,
+)
 
 CONV1D = [
     dict(kernel_size=3),
@@ -356,3 +364,59 @@ def test_heavy_tailed_inputs_tell_mean_and_root_mean_square_apart():
     found = statistics_of(nn.Linear(2, 1), [rare])
     assert found.mean_absolute[0, 0] < found.mean_absolute[0, 1]
     assert found.root_mean_square[0, 0] > found.root_mean_square[0, 1]
+
+
+def test_the_sum_over_the_positions_of_the_products_goes_with_them():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 4, 2, groups=1), nn.Flatten(), nn.Linear(44, 2))
+    layers = select_layers(model).layers
+    batches = [torch.randn(2, 3, 12) + 1 for _ in range(3)]
+    every = observe(model, batches, layers, products={"0", "2"})
+    for found in every.values():
+        torch.testing.assert_close(found.product_mean, found.mean, rtol=1e-5, atol=1e-5)
+    # With x₀ replaced by a constant one, a row of Σxxᵀ is the sum: of the same positions.
+    ones = [torch.cat([torch.ones(2, 1, 12), batch[:, 1:]], 1) for batch in batches]
+    some = observe(model, ones, layers, products={"0"}, product_stride=3)["0"]
+    assert some.product_count < some.count
+    expected = (some.products[0, 0] / some.product_count).double()
+    torch.testing.assert_close(some.product_mean[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_tensors_and_back_are_the_same_bits_and_counting_goes_on_from_them():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(4, 4, 2, groups=2), nn.Flatten(), nn.Linear(44, 2))
+    layers = select_layers(model).layers
+    batches = [torch.randn(2, 4, 12) for _ in range(4)]
+
+    def counted(observer: Observer, some: list[torch.Tensor]) -> dict[str, InputStatistics]:
+        with torch.inference_mode(), observer.counting():
+            for batch in some:
+                model(batch)
+        return observer.statistics()
+
+    whole = counted(Observer(layers, {"0"}, 3), batches)
+    half = to_tensors(counted(Observer(layers, {"0"}, 3), batches[:2]))
+    assert set(half) == {
+        *("0:counts", "0:sums", "0:products", "0:product_total", "2:counts", "2:sums")
+    }
+    observer = Observer(layers, {"0"}, 3)
+    observer.resume(from_tensors(half))
+    for one, other in ((whole, counted(observer, batches[2:])), (whole, whole)):
+        back = from_tensors(to_tensors(other))
+        assert one.keys() == back.keys()
+        for name, found in one.items():
+            assert (found.count, found.product_count) == (
+                back[name].count,
+                back[name].product_count,
+            )
+            for part in ("total", "absolute", "square", "products", "product_total"):
+                expected, value = getattr(found, part), getattr(back[name], part)
+                assert expected is value is None or torch.equal(expected, value), part
+
+
+def test_tensors_that_are_no_statistics_are_refused():
+    good = to_tensors({"a": InputStatistics(3, *(torch.ones(1, 2) for _ in range(3)))})
+    with pytest.raises(PruningError, match="'a' lack their counts or sums"):
+        from_tensors({"a:sums": good["a:sums"]})
+    with pytest.raises(PruningError, match="'a' do not fit together"):
+        from_tensors({**good, "a:products": torch.ones(1, 3, 3)})

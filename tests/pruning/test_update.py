@@ -204,3 +204,17 @@ def test_errors_say_what_is_wrong():
 def pruned_all(model: nn.Module):
     layers = select_layers(model).layers
     return layers, make_masks(layers, {}, PruningConfig(sparsity=0.5, score="magnitude"))
+
+
+def test_other_values_are_in_force_while_moments_are_matched():
+    model = network()
+    layers, masks = pruned(model)
+    values = {"3.norm_one.bias": torch.full((8,), 0.7)}  # such as a compensated bias
+    alone = match_batch_norms(model, layers, masks, batches(model, 4))
+    dense = normalised(model)
+    found = match_batch_norms(model, layers, masks, batches(model, 4), values=values)
+    assert not torch.equal(found["3.norm_two.running_mean"], alone["3.norm_two.running_mean"])
+    with apply_masks(layers, masks, network=model, values={**values, **found}):
+        matched = normalised(model)
+    for name, expected in dense.items():
+        torch.testing.assert_close(matched[name].mean(1), expected.mean(1), atol=1e-5, rtol=1e-4)
