@@ -75,14 +75,22 @@ def fetch_archive(archive: Archive, target: Path) -> None:
     """Download an archive into a folder and unpack it there, once.
 
     A download that broke off goes on where it stopped, and the archive is removed once it is
-    unpacked; ``.NAME.unpacked`` says that this was done. Raises ``ArchiveError``.
+    unpacked; ``.NAME.unpacked`` says that this was done. One that is broken or not to be trusted is
+    removed as well, so that the next call does not take it for good. Raises ``ArchiveError``.
     """
     done = target / f".{archive.file_name}.unpacked"
     if done.is_file() and done.read_text(encoding="utf-8").strip() == archive.url:
         log.info("%s: unpacked before in %s", archive.file_name, target)
         return
     file = download(archive, target)
-    unpack(file, target / archive.into)
+    try:
+        unpack(file, target / archive.into)
+    except ArchiveError as error:
+        file.unlink()
+        raise ArchiveError(
+            f"{error} (from {archive.url}; the file was removed, and the next call downloads it "
+            "anew)"
+        ) from error
     done.write_text(f"{archive.url}\n", encoding="utf-8")
     file.unlink()
 
@@ -225,8 +233,7 @@ def unpack(archive: Path, target: Path) -> None:
             raise  # of the disk, not of the archive
         said = str(error) or type(error).__name__
         raise ArchiveError(
-            f"{archive}: expected a whole archive, found a broken one ({said}); remove it and "
-            "download it again"
+            f"{archive}: expected a whole archive, found a broken one ({said}); download it again"
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

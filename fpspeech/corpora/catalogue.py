@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from fpspeech.corpora.common_voice import find_common_voice, prepare_common_voice
 from fpspeech.corpora.fsdd import download_fsdd, find_fsdd, prepare_fsdd
+from fpspeech.corpora.hub_corpus import HubOptions, download_hub, find_hub, prepare_hub
 from fpspeech.corpora.l2_arctic import find_l2_arctic, prepare_l2_arctic
 from fpspeech.corpora.librispeech import (
     download_librispeech,
@@ -44,7 +45,8 @@ class Corpus:
     ``find`` takes a data folder or None and returns the root, ``download`` takes a target folder
     (None where the terms have to be accepted by hand) and returns the root, ``prepare`` takes the
     root, ``seed``, ``test_share`` and options of its own and returns utterances. ``split`` says how
-    adapt and test are apart; ``not_shared`` what may not be passed on.
+    adapt and test are apart; ``not_shared`` what may not be passed on. ``found_by`` names options
+    that ``find`` and ``download`` take as keywords without naming them.
     """
 
     name: str
@@ -57,26 +59,48 @@ class Corpus:
     find: Callable[..., Path]
     prepare: Callable[..., list[Utterance]]
     download: Callable[..., Path] | None = None
+    found_by: frozenset[str] = frozenset()
 
     def utterances(self, data_dir: str | Path | None = None, **options: Any) -> list[Utterance]:
-        """Find the corpus and read it, with the options of ``find`` and ``prepare`` by name.
+        """Find the corpus and read it, with the options of its functions by name.
 
-        Raises ``ManifestError``; for an option that neither has, it names the nearest one.
+        Raises ``ManifestError``; for an option that none has, it names the nearest one.
         """
-        finding = _options(self.find) - {"data_dir"}
-        preparing = _options(self.prepare) - {"root"}
-        known = finding | preparing
+        root = self.root(data_dir, **options)
+        return self.prepare(root, **_among(options, _options(self.prepare)))
+
+    def root(self, data_dir: str | Path | None = None, **options: Any) -> Path:
+        """Find the corpus; raises ``CorpusNotFound`` and the errors of `utterances`."""
+        self._require_known(options)
+        return self.find(data_dir, **_among(options, self.found_by | _options(self.find)))
+
+    def fetch(self, target: str | Path, **options: Any) -> Path:
+        """Download what the options say below a folder and return the root.
+
+        Raises ``ManifestError`` where the terms have to be accepted by hand, and as `root` does.
+        """
+        self._require_known(options)
+        if self.download is None:
+            raise ManifestError(
+                f"{self.title} cannot be downloaded by a program: get it at {self.homepage}"
+            )
+        return self.download(target, **_among(options, self.found_by | _options(self.download)))
+
+    def _require_known(self, options: Mapping[str, Any]) -> None:
+        known = {"seed", "test_share"} | self.found_by
+        for function in (self.find, self.prepare, self.download):
+            known |= _options(function) if function is not None else set()
+        known -= PLACES
         for option in options:
             if option not in known:
                 raise ManifestError(
                     f"{self.name}: expected options among {', '.join(sorted(known))}, found "
                     f"{option!r}{_nearest(option, known)}"
                 )
-        given = {name: value for name, value in options.items() if name in finding}
-        root = self.find(data_dir, **given)
-        given = {name: value for name, value in options.items() if name in preparing}
-        return self.prepare(root, **given)
 
+
+PLACES = {"data_dir", "target", "root"}
+"""Parameters that are no options."""
 
 NOTHING = "nothing; name the authors"
 RECORDINGS = "recordings and transcripts"
@@ -200,6 +224,19 @@ CORPORA: dict[str, Corpus] = {
             prepare_voxpopuli,
         ),
         Corpus(
+            "hub",
+            "a dataset of the Hugging Face Hub",
+            "as its preset or dataset",
+            "see the dataset's page",
+            "https://huggingface.co/datasets",
+            "by session where a column tells it, else by text, else in two halves",
+            "what the dataset's terms forbid",
+            find_hub,
+            prepare_hub,
+            download_hub,
+            frozenset(each.name for each in fields(HubOptions)),
+        ),
+        Corpus(
             "folder",
             "a folder of recordings",
             "any",
@@ -233,7 +270,12 @@ def find_corpus(name: str) -> Corpus:
 
 
 def _options(function: Callable[..., object]) -> set[str]:
-    return set(inspect.signature(function).parameters)
+    every = inspect.signature(function).parameters.values()
+    return {each.name for each in every if each.kind is not each.VAR_KEYWORD} - PLACES
+
+
+def _among(options: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name in names}
 
 
 def _nearest(name: str, known: set[str]) -> str:

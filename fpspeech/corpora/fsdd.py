@@ -6,6 +6,7 @@ As published: ``recordings/DIGIT_SPEAKER_TAKE.wav``, fifty takes of each digit a
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from fpspeech.corpora.apart import split_in_order
@@ -41,13 +42,19 @@ def download_fsdd(target: str | Path) -> Path:
     return Path(target) / "free-spoken-digit-dataset-master"
 
 
-def prepare_fsdd(root: str | Path, *, seed: int = 0, test_share: float = 0.5) -> list[Utterance]:
-    """Read the corpus, every speaker split by take, sorted by id.
+def prepare_fsdd(
+    root: str | Path,
+    *,
+    seed: int = 0,
+    test_share: float = 0.5,
+    speakers: Sequence[str] | None = None,
+) -> list[Utterance]:
+    """Read the corpus, or some of its speakers, each split by take, sorted by id.
 
     Takes with low numbers adapt and takes with high numbers test (`split_in_order` of a speaker's
     takes), since takes recorded after each other are alike; ``seed`` changes nothing. The ten
     words are the same on both sides: there are no others. Ids are ``SPEAKER-DIGIT-TAKE``. Raises
-    ``ManifestError`` for a name of another form.
+    ``ManifestError`` for a name of another form, and for a speaker there is not.
     """
     root = Path(root)
     takes: dict[str, set[str]] = {}
@@ -60,7 +67,14 @@ def prepare_fsdd(root: str | Path, *, seed: int = 0, test_share: float = 0.5) ->
             )
         take = f"{int(parts['take']):04d}"
         takes.setdefault(parts["speaker"], set()).add(take)
-        read.append((audio, int(parts["digit"]), parts["speaker"], take))
+        if speakers is None or parts["speaker"] in speakers:
+            read.append((audio, int(parts["digit"]), parts["speaker"], take))
+    for speaker in speakers or ():
+        if speaker not in takes:
+            raise ManifestError(
+                f"{root}: expected recordings of {speaker!r}, found those of "
+                f"{', '.join(sorted(takes))}; name speakers among them"
+            )
     splits = {speaker: split_in_order(own, test_share) for speaker, own in takes.items()}
     return corpus_utterances(
         root,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import io
+import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ import soundfile
 from fpspeech.corpora.apart import apart_by_group, prompt_words, split_of_prompt
 from fpspeech.corpora.audio import inspect_recording
 from fpspeech.corpora.containers import UnusableAudio
+from fpspeech.corpora.hub import HubSplit, class_names, undecoded
 from fpspeech.corpora.layout import corpus_utterances, warn_skipped
 from fpspeech.corpora.manifest import write_manifest
 from fpspeech.corpora.utterance import ManifestError, Utterance
 
-MANIFEST = "manifest.jsonl"
+MANIFEST, SESSIONS = "manifest.jsonl", "sessions.json"
+NOBODY = ("", "none", "null")
+"""What a dataset calls a speaker who is not known, in any case."""
 
 SUFFIXES = {
     "AIFF": ".aiff",
@@ -40,19 +44,13 @@ SUFFIXES = {
 
 
 @dataclass(frozen=True)
-class AudioDataset:
-    """A dataset of speech on the Hub, or a local folder that `datasets.load_dataset` reads.
+class AudioDataset(HubSplit):
+    """A split of a dataset of speech; beside its place (`HubSplit`) the names of its columns.
 
-    ``path``, ``split``, ``name``, ``data_dir`` and ``revision`` are as in `load_dataset`; the
-    others are names of columns. ``text`` and ``session`` (a chapter, a day, a session) are None
-    where the dataset has none; ``speaker`` is None where all rows are one person's.
+    ``text`` and ``session`` (a chapter, a day, a session) are None where the dataset has none;
+    ``speaker`` is None where all rows are one person's, or nobody says whose.
     """
 
-    path: str
-    split: str
-    name: str | None = None
-    data_dir: str | None = None
-    revision: str | None = None
     audio: str = "audio"
     speaker: str | None = "speaker_id"
     text: str | None = "text"
@@ -61,39 +59,25 @@ class AudioDataset:
     def rows(self) -> Iterator[Mapping[str, Any]]:
         """Yield the rows, one at a time, with the audio as ``{"bytes": ..., "path": ...}``.
 
+        A text that the dataset holds as the number of a class comes as the name of the class.
         Raises ``ManifestError`` where the dataset cannot be had or lacks one of the columns.
         """
+        found = self.stream(ManifestError)
         try:
-            import datasets
-        except ImportError as error:
-            raise ManifestError(
-                f"{self.path}: reading a Hugging Face dataset needs the package datasets; "
-                "install fpspeech[datasets]"
-            ) from error
-        try:
-            found = datasets.load_dataset(
-                self.path,
-                self.name,
-                split=self.split,
-                data_dir=self.data_dir,
-                revision=self.revision,
-                streaming=True,
-            )
             if found.column_names is not None:
                 self._require_columns(found.column_names)
                 # The others may be sound as well, which would be decoded.
                 found = found.select_columns(list(self._columns().values()))
-            for row in found.cast_column(self.audio, datasets.Audio(decode=False)):
+            names = class_names(found, self.text) if self.text is not None else None
+            for row in undecoded(found, self.audio, "Audio"):
                 self._require_columns(list(row))
+                if names is not None and row[self.text] is not None:
+                    row = {**row, self.text: names[row[self.text]]}
                 yield row
         except ManifestError:
             raise
         except (OSError, ValueError, RuntimeError) as error:
-            raise ManifestError(
-                f"{self.path}: expected a dataset that can be read, found {type(error).__name__}: "
-                f"{error}; check name, split and network, and for a gated one accept its terms on "
-                "the Hub and log in"
-            ) from error
+            raise self.unreadable(error, ManifestError) from error
 
     def _columns(self) -> dict[str, str]:
         roles = ("audio", "speaker", "text", "session")
@@ -128,9 +112,8 @@ def save_hub_audio(
     unchanged, as ``SPEAKER/NUMBER.suffix`` by the number of the row. Rows without sound that
     ``inspect_recording`` takes, and without a speaker, are skipped with a count in the log.
 
-    Split by session where there is such a column (`split_groups`), else by the words of the text
-    (`split_of_prompt`), else in order (`split_in_order`). Raises ``ManifestError``, also where
-    nothing was written and for a folder that holds a manifest already.
+    Split as `split_hub_audio` says; the sessions it needs are kept beside the manifest. Raises
+    ``ManifestError``, also where nothing was written and for a folder that holds a manifest.
     """
     target = Path(target)
     manifest = target / MANIFEST
@@ -166,16 +149,28 @@ def save_hub_audio(
         each_speaker[speaker] += 1
         identity = f"{speaker}/{number:07d}"
         saved.append(Utterance(identity, audio, speaker, _text(dataset, row)))
-        sessions[identity] = str(row[dataset.session]) if dataset.session is not None else ""
+        if dataset.session is not None:
+            sessions[identity] = str(row[dataset.session])
     warn_skipped(dataset.path, "rows without usable audio", unusable)
     warn_skipped(dataset.path, "rows of no speaker", nobody)
-    if dataset.session is None and dataset.text is not None:
-        split = [_by_words(each, test_share, seed) for each in saved]
-    else:
-        split = apart_by_group(saved, lambda each: sessions[each.id], test_share, seed)
+    split = split_hub_audio(saved, sessions, test_share, seed)
     utterances = corpus_utterances(target, ((each, each.audio) for each in split))
-    write_manifest(manifest, utterances)
+    (target / SESSIONS).write_text(json.dumps(sessions, ensure_ascii=False), encoding="utf-8")
+    write_manifest(manifest, utterances)  # last: it says that all is there
     return utterances
+
+
+def split_hub_audio(
+    utterances: Sequence[Utterance], sessions: Mapping[str, str], test_share: float, seed: int
+) -> list[Utterance]:
+    """Split by session where there are any, by utterance id (`split_groups`).
+
+    Else by the words of the texts (`split_of_prompt`); where nobody has a text, in order
+    (`split_in_order`).
+    """
+    if sessions or not any(each.text for each in utterances):
+        return apart_by_group(utterances, lambda each: sessions.get(each.id, ""), test_share, seed)
+    return [_by_words(each, test_share, seed) for each in utterances]
 
 
 def _by_words(utterance: Utterance, test_share: float, seed: int) -> Utterance:
@@ -186,8 +181,8 @@ def _by_words(utterance: Utterance, test_share: float, seed: int) -> Utterance:
 def _speaker(dataset: AudioDataset, row: Mapping[str, Any]) -> str | None:
     if dataset.speaker is None:
         return dataset.path.rstrip("/").rpartition("/")[2]
-    value = row[dataset.speaker]
-    return str(value).strip() or None if value is not None else None
+    name = str(row[dataset.speaker]).strip()
+    return None if name.lower() in NOBODY else name
 
 
 def _text(dataset: AudioDataset, row: Mapping[str, Any]) -> str | None:

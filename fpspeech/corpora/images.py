@@ -15,6 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fpspeech.corpora.hub import HubSplit, class_names, undecoded
 from fpspeech.corpora.split import hold_out
 
 if TYPE_CHECKING:
@@ -118,18 +119,12 @@ def photos_in_folder(root: Path) -> list[Photo]:
 
 
 @dataclass(frozen=True)
-class PhotoDataset:
-    """A split of a Hugging Face dataset of labelled pictures, read as a stream.
+class PhotoDataset(HubSplit):
+    """A split of a dataset of labelled pictures, read as a stream; see `HubSplit`.
 
-    path, split, name, data_dir, revision: as in `datasets.load_dataset`; a local folder of
-    pictures is a dataset, too. image, label: the names of its columns.
+    A local folder of pictures is a dataset, too. image, label: the names of its columns.
     """
 
-    path: str
-    split: str
-    name: str | None = None
-    data_dir: str | None = None
-    revision: str | None = None
     image: str = "image"
     label: str = "label"
 
@@ -167,42 +162,20 @@ class PhotoDataset:
                         return
 
     def _open(self) -> tuple[Iterable[Any], tuple[str, ...]]:
-        try:
-            import datasets
-        except ImportError:
-            raise PhotosError(
-                f"{self.path}: reading a Hugging Face dataset takes another package: "
-                "pip install 'fpspeech[datasets]'"
-            ) from None
-        try:
-            rows = datasets.load_dataset(
-                self.path,
-                self.name,
-                split=self.split,
-                data_dir=self.data_dir,
-                revision=self.revision,
-                streaming=True,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise PhotosError(
-                f"{self.path}: the dataset cannot be had ({type(error).__name__}: {error}); check "
-                "name, split and network, and for a gated one accept its terms on the Hub and log "
-                "in"
-            ) from error
+        rows = self.stream(PhotosError)
         features = rows.features or {}
         for column in (self.image, self.label):
             if column not in features:
                 raise PhotosError(
                     f"{self.path}: expected a column {column!r}, found {sorted(features)}"
                 )
-        names = getattr(features[self.label], "names", None)
-        if not names:
+        names = class_names(rows, self.label)
+        if names is None:
             raise PhotosError(
                 f"{self.path}: expected the column {self.label!r} to name its classes "
                 f"(ClassLabel), found {features[self.label]}"
             )
-        rows = rows.cast_column(self.image, datasets.Image(decode=False))
-        return rows, tuple(str(each) for each in names)
+        return undecoded(rows, self.image, "Image"), names
 
 
 def require_classes(wanted: Iterable[str], found: Collection[str], where: object) -> None:

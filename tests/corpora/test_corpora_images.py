@@ -148,7 +148,7 @@ def test_errors_about_a_dataset_name_the_remedy(folder, tmp_path):
         list(PhotoDataset(str(folder), "train").photos(["beee"]))
     with pytest.raises(PhotosError, match="check name, split and network"):
         PhotoDataset(str(folder), "validation").classes()
-    with pytest.raises(PhotosError, match="cannot be had"):
+    with pytest.raises(PhotosError, match="expected a dataset that can be read"):
         PhotoDataset("nobody/nothing-of-the-kind", "train").classes()
     with pytest.raises(PhotosError, match="expected a column 'picture'"):
         PhotoDataset(str(folder), "train", image="picture").classes()

@@ -205,6 +205,43 @@ def test_fetches_and_unpacks_once(server, tmp_path):
     assert everything_below(tmp_path) == [".corpus.zip.unpacked", "Corpus/wav/1.txt"]
 
 
+def test_a_broken_archive_is_not_taken_for_good_the_next_time(server, tmp_path):
+    """Without a published checksum only reading it shows: the length may not even be said."""
+    whole = zip_of({"wav/1.txt": b"one", "wav/2.txt": NOISE})
+    server.files["a.zip"] = whole
+    server.lengths, server.cut_after = False, [len(whole) // 2]
+    archive = Archive(server.url("a.zip"), into="Corpus")
+    with pytest.raises(ArchiveError, match=r"a\.zip.*broken one.*removed, and the next") as caught:
+        fetch_archive(archive, tmp_path)
+    assert server.url("a.zip") in str(caught.value)
+    assert [name for name in everything_below(tmp_path) if not name.endswith(".tag")] == []
+    fetch_archive(archive, tmp_path)
+    assert (tmp_path / "Corpus" / "wav" / "2.txt").read_bytes() == NOISE
+    assert len(server.requests) == 2
+
+
+def test_an_archive_that_leads_out_of_its_folder_is_not_kept(server, tmp_path):
+    server.files["a.zip"] = zip_of({"../out.txt": b"x"})
+    with pytest.raises(ArchiveError, match="do not trust this archive"):
+        fetch_archive(Archive(server.url("a.zip")), tmp_path / "target")
+    assert everything_below(tmp_path) == []
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_an_interrupted_download_is_unpacked_whole_in_the_end(server, tmp_path, ranges):
+    server.files["a.tar.gz"] = content = tar_of({"Corpus/1.bin": NOISE})
+    server.ranges = ranges
+    server.cut_after = [len(content) // 2, *([0] * archives.ATTEMPTS if ranges else [])]
+    archive = Archive(server.url("a.tar.gz"))
+    if ranges:
+        with pytest.raises(ArchiveError, match="call again"):
+            fetch_archive(archive, tmp_path)
+        assert (tmp_path / "a.tar.gz.part").stat().st_size == len(content) // 2
+    fetch_archive(archive, tmp_path)
+    assert (tmp_path / "Corpus" / "1.bin").read_bytes() == NOISE
+    assert server.requests[-1]["Range"] == f"bytes={len(content) // 2}-"
+
+
 def zip_of(members: dict[str, bytes], link: str | None = None) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as zipped:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fpspeech.corpora import archives
+from fpspeech.corpora import ManifestError, archives
 from fpspeech.corpora.archives import Archive
 from fpspeech.corpora.catalogue import CORPORA
 from fpspeech.corpora.librispeech import SHA256, download_librispeech
@@ -86,7 +86,17 @@ def url_of(name: str) -> str:
 
 
 def test_these_are_all():
-    assert {name for name, corpus in CORPORA.items() if corpus.download} == PUBLISHED.keys()
+    found = {name for name, corpus in CORPORA.items() if corpus.download}
+    assert found == PUBLISHED.keys() | {"hub"}  # which streams, see test_corpus_hub.py
+
+
+def test_options_say_what_is_downloaded(tmp_path, asked):
+    CORPORA["librispeech"].fetch(tmp_path, parts=["dev-clean"], seed=3)
+    assert [each.file_name for each in asked] == ["dev-clean.tar.gz"]
+    with pytest.raises(ManifestError, match=r"found 'part' .did you mean 'parts'"):
+        CORPORA["librispeech"].fetch(tmp_path, part=["dev-clean"])
+    with pytest.raises(ManifestError, match=r"TORGO cannot be downloaded .*cs\.toronto"):
+        CORPORA["torgo"].fetch(tmp_path)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -1,46 +1,17 @@
-import io
 import json
 from pathlib import Path
 
-import numpy as np
+import datasets
+import pyarrow.parquet as pq
 import pytest
-import soundfile
+from tiny_hub import RATE, dataset, encoded, row
 
 from fpspeech.corpora import ManifestError, read_audio, read_utterances
 from fpspeech.corpora.hub_audio import AudioDataset, save_hub_audio
 
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
-pytest.importorskip("datasets")
-
-RATE = 16_000
-
-
-def encoded(seconds: float, seed: int, kind: str = "FLAC") -> bytes:
-    content = io.BytesIO()
-    samples = np.random.default_rng(seed).uniform(-0.3, 0.3, round(seconds * RATE))
-    soundfile.write(content, samples, RATE, format=kind)
-    return content.getvalue()
-
-
-def dataset(folder: Path, rows: list[dict], **columns: str | None) -> AudioDataset:
-    """A folder of Parquet as the Hub holds it: audio as bytes and a name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    half = len(rows) // 2
-    for part, some in enumerate((rows[:half], rows[half:])):
-        table = pa.Table.from_pylist(some)
-        pq.write_table(table, folder / f"train-{part:05d}-of-00002.parquet")
-    return AudioDataset(str(folder), "train", **columns)
-
-
-def row(number: int, speaker: str | int | None = "ann", **more) -> dict:
-    audio = {"bytes": encoded(0.5, number), "path": f"{number}.flac"}
-    return {"audio": audio, "speaker_id": speaker, "text": f"Words  {number}", **more}
-
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
@@ -125,7 +96,6 @@ def test_reads_a_file_that_a_row_names(tmp_path):
 
 def test_never_decodes_with_torchcodec(tmp_path, monkeypatch):
     """The features of the Hub say Audio, which would be decoded as a row is read."""
-    datasets = pytest.importorskip("datasets")
 
     def refuse(*arguments, **options):
         raise AssertionError("decoded by datasets")

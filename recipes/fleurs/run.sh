@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# FLEURS: German read sentences, streamed from the Hugging Face Hub.
+#   recipes/fleurs/run.sh [--stage N] [--stop-stage N] [--speaker NAME] [--model MODEL]
+#       [--sparsity S] [--data-dir DIR] [--exp DIR] [--device D]
+# Stages: 0 data, 1 dense, 2 personalize, 3 controls, 4 report, 5 push (off by default).
+# --speaker and --sparsity may be given several times; settings are in fleurs.yaml.
+set -euo pipefail
+
+here=$(dirname "$0")
+source "$here/../run_stages.sh"
+run_stages "$0" "$here/fleurs.yaml" "$@"
