@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,9 +12,11 @@ from fpspeech.corpora.images import Photo, PhotosError, Picture
 from fpspeech.evaluation.accuracy import (
     Accuracy,
     AccuracyChange,
+    Decomposition,
     FourAccuracies,
     accuracy,
     accuracy_change,
+    decomposition,
     four_accuracies,
 )
 from fpspeech.listening import Skipped
@@ -46,8 +48,24 @@ class Forgetting:
 
 
 @dataclass(frozen=True)
+class PriorEvaluation:
+    """What an output prior does and what pruning does, each without the other.
+
+    other_classes_dense_prior, other_classes_pruned: accuracy among all classes on photos of other
+    classes, of the dense model with the prior and of the pruned one without.
+    """
+
+    parts: Decomposition
+    other_classes_dense_prior: Accuracy | None
+    other_classes_pruned: Accuracy | None
+
+
+@dataclass(frozen=True)
 class PhotoEvaluation:
-    """The four numbers of a user, on photos the personal model was not adapted on."""
+    """The four numbers of a user, on photos the personal model was not adapted on.
+
+    prior: what is whose, where the personal model has an output prior.
+    """
 
     numbers: FourAccuracies
     photos: int
@@ -55,6 +73,7 @@ class PhotoEvaluation:
     already_seen: int
     skipped: tuple[Skipped, ...]
     forgetting: Forgetting | None = None
+    prior: PriorEvaluation | None = None
 
 
 def evaluate_photos(
@@ -72,7 +91,8 @@ def evaluate_photos(
 
     test: labelled photos of the user's classes. classes: the user's. outputs: the number of the
     model's output for each class, see `UserPhotos`. others: photos of other classes, for what
-    the pruned model forgot. Photos it was adapted on are left out, told by their content.
+    the pruned model forgot. Photos it was adapted on are left out, told by their content. A
+    personal model with an output prior is taken apart: the prior alone and pruning alone.
     Raises PhotosError when no test photo is left.
     """
     size = personal.config.batch_size
@@ -87,18 +107,38 @@ def evaluate_photos(
             f"{dense.already_seen} were used to adapt and {len(dense.skipped)} cannot be used"
         )
     dense_others = answers(others) if others else None
-    with personal.apply(model):
-        pruned = answers(test)
-        pruned_others = answers(others) if others else None
-    numbers = four_accuracies(
-        dense.logits, pruned.logits, dense.labels, [outputs[name] for name in classes], seed=seed
-    )
+
+    def answers_of(part: Personal) -> tuple[Scene, Scene | None]:
+        with part.apply(model):
+            return answers(test), answers(others) if others else None
+
+    pruned, pruned_others = answers_of(personal)
+    mine = [outputs[name] for name in classes]
+    numbers = four_accuracies(dense.logits, pruned.logits, dense.labels, mine, seed=seed)
     forgetting = None
     if dense_others and pruned_others and dense_others.labels:
         before, after = (
             accuracy(each.logits, each.labels, seed=seed) for each in (dense_others, pruned_others)
         )
         forgetting = Forgetting(before, after, accuracy_change(before, after, seed=seed))
+    apart = None
+    if (parts := prior_and_pruning(model, personal)) is not None:
+        (prior, prior_others), (alone, alone_others) = (answers_of(part) for part in parts)
+        apart = PriorEvaluation(
+            decomposition(
+                dense.logits,
+                prior.logits,
+                alone.logits,
+                pruned.logits,
+                dense.labels,
+                mine,
+                seed=seed,
+            ),
+            *(
+                accuracy(each.logits, each.labels, seed=seed) if each and each.labels else None
+                for each in (prior_others, alone_others)
+            ),
+        )
     return PhotoEvaluation(
         numbers,
         photos=len(dense.labels),
@@ -106,7 +146,32 @@ def evaluate_photos(
         already_seen=dense.already_seen,
         skipped=dense.skipped,
         forgetting=forgetting,
+        prior=apart,
     )
+
+
+def prior_and_pruning(model: ImageModel, personal: Personal) -> tuple[Personal, Personal] | None:
+    """A personal model taken apart: its output prior alone, and all but its prior.
+
+    None where it has none, or where the prior changes nothing.
+    """
+    if personal.config.output_prior == "none":
+        return None
+    layer, bias = model.output_layer, f"{model.output_layer}.bias"
+    if bias not in personal.values:
+        return None
+    prior = replace(
+        personal,
+        masks={name: mask for name, mask in personal.masks.items() if name == layer},
+        values={bias: personal.values[bias]},
+        kept={},
+    )
+    pruning = replace(
+        personal,
+        masks={name: mask for name, mask in personal.masks.items() if name != layer},
+        values={name: value for name, value in personal.values.items() if name != bias},
+    )
+    return prior, pruning
 
 
 def answer(

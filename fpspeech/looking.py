@@ -9,6 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from fpspeech.corpora.images import Photo, PhotosError, Picture, UnusablePhoto, decode
 from fpspeech.listening import Skipped
 from fpspeech.models import ImageModel
@@ -32,13 +35,14 @@ class Looked:
     """What one pass over a user's photos through the dense model found.
 
     photos: those that were used, in order. fingerprints: SHA-256 of the file of each. statistics:
-    of every layer's input.
+    of every layer's input. logits: what it answered, shape (photos, classes), float32.
     """
 
     photos: list[Photo] = field(default_factory=list, repr=False)
     fingerprints: list[str] = field(default_factory=list, repr=False)
     skipped: list[Skipped] = field(default_factory=list)
     statistics: dict[str, InputStatistics] = field(default_factory=dict, repr=False)
+    logits: Tensor = field(default_factory=lambda: torch.empty(0, 0), repr=False)
 
 
 def look_at(
@@ -58,13 +62,17 @@ def look_at(
     """
     looked = Looked()
     observer = Observer(selection.layers, products, product_stride)
-    for batch in batched(usable_photos(photos, looked, watcher or Watcher()), batch_size, watcher):
+    usable = usable_photos(photos, looked, watcher or Watcher())
+    logits = [
         model.observe([picture.image for picture in batch], observer)
+        for batch in batched(usable, batch_size, watcher)
+    ]
     if not looked.photos:
         reasons = Counter(skipped.reason for skipped in looked.skipped)
         listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         raise PhotosError(f"no photo to adapt on{f': {listed}' if listed else ''}")
     looked.statistics = observer.statistics()
+    looked.logits = torch.cat(logits)
     return looked
 
 

@@ -149,7 +149,7 @@ class UserPhotos:
         return split_photos(photos, self.recipe.test_share, self.recipe.seed)
 
     def _classes_of(self, source: Photos) -> tuple[str, ...]:
-        place = source.open()
+        place = source.open(self.recipe.data_dir)
         if isinstance(place, PhotoDataset):
             return place.classes()
         names = sorted({photo.label for photo in self._list(place) if photo.label is not None})
@@ -161,7 +161,7 @@ class UserPhotos:
         self, source: Photos, classes: Collection[str], limit: int | None = None
     ) -> list[Photo]:
         """The photos of some classes; limit: so many of each are enough."""
-        place = source.open()
+        place = source.open(self.recipe.data_dir)
         most = min((n for n in (limit, source.limit_per_class) if n is not None), default=None)
         if isinstance(place, PhotoDataset):
             return list(place.photos(classes, most))

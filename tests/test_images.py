@@ -18,12 +18,13 @@ from tiny_resnet import CLASSES, picture, write_photos, write_tiny_resnet
 import fpspeech
 from fpspeech import Config, PruningConfig
 from fpspeech.cli import main
-from fpspeech.corpora.images import Photo, PhotosError, photos_in_folder, without_labels
+from fpspeech.corpora.images import Photo, PhotosError, decode, photos_in_folder, without_labels
 from fpspeech.evaluate_images import evaluate_photos
 from fpspeech.images import personalize_photos
 from fpspeech.looking import Watcher
 from fpspeech.models import load_image_model
 from fpspeech.personal import Personal
+from fpspeech.pruning import prune
 from fpspeech.recipe import Recipe
 from fpspeech.user_photos import UserPhotos
 
@@ -325,6 +326,8 @@ def test_wrong_usage_is_one_message(place, tmp_path, capsys):
         (["personalize", "--recipe", recipe, "--speaker", "x"], 2, "no effect with --recipe"),
         (["personalize", "--recipe", tmp_path / "no.yaml"], 1, "does not exist"),
         (["evaluate", tmp_path, "--user", "anna"], 2, "goes with --recipe"),
+        (["personalize", "--recipe", recipe, "--sparsity", "auto"], 2, "a share such as 0.7"),
+        (["personalize", "--recipe", recipe, "--sparsity", "x"], 2, "expected a share such as"),
     ]
     for arguments, expected, message in cases:
         code, _, errors = run(capsys, *arguments)
@@ -362,3 +365,18 @@ def test_order_of_photos_changes_sums_by_rounding_alone(model, photos):
     assert differing <= 0.001 * sum(mask.numel() for mask in one.masks.values())
     assert np.isfinite(differing)
     assert without_labels(adapt) == adapt
+
+
+def test_in_sequential_order_it_is_what_the_core_makes_of_the_same_batches(model, photos):
+    pruning = replace(CONFIG.pruning, order="sequential", product_stride=1)
+    config = replace(CONFIG, pruning=pruning, batch_norm="keep")
+    found = personalize_photos(model, photos.adapt("anna"), config)
+    pictures = [decode(photo).image for photo in photos.adapt("anna")]
+    batches = [model.preprocess(pictures[n : n + 5]) for n in range(0, len(pictures), 5)]
+    expected = prune(model.network, batches, pruning, exclude=model.exclusions)
+    assert all(torch.equal(found.masks[name], mask) for name, mask in expected.masks.items())
+    assert all(torch.equal(found.kept[name], kept) for name, kept in expected.kept.items())
+    independent = personalize_photos(
+        model, photos.adapt("anna"), replace(config, pruning=replace(pruning, order="independent"))
+    )
+    assert not same(found, independent)

@@ -2,7 +2,9 @@
 
 Choosing among a user's few classes is easier than among all of a model's, so an accuracy says
 nothing before it says among which. Dense and pruned are therefore each measured twice on the same
-photos, and a gain counts only against the dense model among the same classes.
+photos, and a gain counts only against the dense model among the same classes. An output prior
+restricts the answers, too, by what it estimated: where a model has one, what the prior does to the
+dense model and what pruning does are measured apart, so that no sum is taken for a gain of pruning.
 """
 
 from __future__ import annotations
@@ -126,4 +128,55 @@ def four_accuracies(
         pruned_user,
         accuracy_change(dense_all, pruned_all, seed=seed),
         accuracy_change(dense_user, pruned_user, seed=seed),
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one change to a model does, among all classes and among the user's."""
+
+    all: AccuracyChange
+    user: AccuracyChange
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A pruned model with an output prior, taken apart: beside `FourAccuracies`.
+
+    dense_prior: the dense model with the prior. pruned: the pruned one without it. prior: from
+    dense to dense with the prior; no part of it is pruning's. pruning: from dense to pruned, both
+    without. pruning_with_prior: from dense to pruned, both with the prior.
+    """
+
+    dense_prior_all: Accuracy
+    dense_prior_user: Accuracy
+    pruned_all: Accuracy
+    pruned_user: Accuracy
+    prior: Step
+    pruning: Step
+    pruning_with_prior: Step
+
+
+def decomposition(
+    dense: Tensor,
+    dense_prior: Tensor,
+    pruned: Tensor,
+    pruned_prior: Tensor,
+    labels: Sequence[int],
+    classes: Sequence[int],
+    *,
+    seed: int = 0,
+) -> Decomposition:
+    """Measures what the prior and what pruning do; see `four_accuracies` for the arguments."""
+    prior = four_accuracies(dense, dense_prior, labels, classes, seed=seed)
+    pruning = four_accuracies(dense, pruned, labels, classes, seed=seed)
+    together = four_accuracies(dense_prior, pruned_prior, labels, classes, seed=seed)
+    return Decomposition(
+        dense_prior_all=prior.pruned_all,
+        dense_prior_user=prior.pruned_user,
+        pruned_all=pruning.pruned_all,
+        pruned_user=pruning.pruned_user,
+        prior=Step(prior.change_all, prior.change_user),
+        pruning=Step(pruning.change_all, pruning.change_user),
+        pruning_with_prior=Step(together.change_all, together.change_user),
     )

@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from fpspeech.evaluation.accuracy import accuracy, accuracy_change, four_accuracies
+from fpspeech.evaluation.accuracy import (
+    accuracy,
+    accuracy_change,
+    decomposition,
+    four_accuracies,
+)
 
 LABELS = [0, 0, 1, 1]
 #                       class 0    1    2
@@ -64,3 +69,23 @@ def test_what_does_not_compare_is_refused():
         accuracy(DENSE, LABELS[:2])
     with pytest.raises(ValueError, match="0 photos"):
         accuracy(torch.empty(0, 3), [])
+
+
+def test_a_decomposition_is_the_same_photos_counted_four_times():
+    generator = torch.Generator().manual_seed(3)
+    models = [torch.randn(40, 5, generator=generator) for _ in range(4)]
+    labels = [number % 2 for number in range(40)]
+    found = decomposition(*models, labels, [0, 1])
+    dense, dense_prior, pruned, pruned_prior = (
+        [accuracy(each, labels, among=among).rate for among in (None, [0, 1])] for each in models
+    )
+    assert [found.dense_prior_all.rate, found.dense_prior_user.rate] == dense_prior
+    assert [found.pruned_all.rate, found.pruned_user.rate] == pruned
+    for step, before, after in (
+        (found.prior, dense, dense_prior),
+        (found.pruning, dense, pruned),
+        (found.pruning_with_prior, dense_prior, pruned_prior),
+    ):
+        for change, one, other in zip((step.all, step.user), before, after, strict=True):
+            assert change.difference == pytest.approx(other - one)
+            assert change.low <= change.difference <= change.high
