@@ -90,6 +90,52 @@ Update = Annotated[
 Ridge = Annotated[
     float, typer.Option(help="How strongly least_squares holds on to the old weights.")
 ]
+Order = Annotated[
+    str,
+    typer.Option(
+        help="How layers follow each other: independent (all from the dense model's inputs, the "
+        "recordings run once) or sequential (each for the inputs that its pruned predecessors give "
+        "it; the recordings run up to twice for every layer)."
+    ),
+]
+Allocation = Annotated[
+    str,
+    typer.Option(
+        help="How the sparsity is spread over the layers: uniform, owl (blocks with more outliers "
+        "lose less), erk, or sensitivity (parts whose pruning changes the outputs less lose more; "
+        "listens again)."
+    ),
+]
+Bias = Annotated[
+    bool, typer.Option("--bias", help="Biases make up for what the pruned weights gave on average.")
+]
+Shrinkage = Annotated[
+    str,
+    typer.Option(
+        help="How much of other people's statistics joins the speaker's: none, auto, or 0 to 1. "
+        "Needs --generic."
+    ),
+]
+Normalize = Annotated[
+    str,
+    typer.Option(
+        help="Normalise the speaker's early features to other people's: none, search (where and "
+        "how strongly without labels), or strengths such as features=1,layer0=0.5. Needs --generic."
+    ),
+]
+FullCovariance = Annotated[
+    bool,
+    typer.Option("--full-covariance", help="Match whole covariances, not each feature's variance."),
+]
+GenericFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--generic",
+        help="Numbers of other people for this base model, as `fpspeech generic` writes them. "
+        "Default: generic.safetensors beside the model's weights, where it is.",
+        show_default=False,
+    ),
+]
 Exclude = Annotated[
     list[str],
     typer.Option("--exclude", help="Pattern of layer names to leave dense (repeatable)."),
@@ -120,7 +166,14 @@ def personalize(
         Path | None,
         typer.Option(help="Folder to write. Default: personal/SPEAKER.", show_default=False),
     ] = None,
-    sparsity: Annotated[float, typer.Option(help="Share of the weights to prune.")] = 0.7,
+    sparsity: Annotated[
+        str,
+        typer.Option(
+            help="Share of the weights to prune, or auto: the highest that held-out unlabeled "
+            "recordings allow.",
+            metavar="SHARE|auto",
+        ),
+    ] = "0.7",
     score: Score = "obs",
     group: Group = "row",
     cap: Annotated[
@@ -128,6 +181,16 @@ def personalize(
     ] = 0.95,
     update: Update = "least_squares",
     ridge: Ridge = 0.01,
+    order: Order = "independent",
+    allocation: Allocation = "owl",
+    bias: Bias = False,
+    shrinkage: Shrinkage = "none",
+    normalize: Normalize = "none",
+    full_covariance: FullCovariance = False,
+    search_budget: Annotated[
+        int, typer.Option(help="Most evaluations of --normalize search.")
+    ] = 24,
+    generic: GenericFile = None,
     component: Component = [],
     exclude: Exclude = [],
     default_exclusions: Annotated[
@@ -156,6 +219,15 @@ def personalize(
     as_json: AsJson = False,
     recipe: RecipeFile = None,
     user: User = None,
+    output_prior: Annotated[
+        str,
+        typer.Option(
+            help="With --recipe: em answers with the user's own share of each class and never "
+            "with a class the user does not photograph (found without labels); none. Default: as "
+            "the recipe says.",
+            show_default=False,
+        ),
+    ] = "none",
 ) -> None:
     """Listen to one speaker's recordings and write a personal model.
 
@@ -164,15 +236,25 @@ def personalize(
     are skipped with a line each. Ctrl-C keeps what was heard: the same command goes on from it.
 
     With --recipe and --user it looks at a user's photos instead, and no label is read. What is
-    given beside them (sparsity, score, group, cap, update, ridge, model) overrules the recipe.
+    given beside them (sparsity, score, group, cap, update, ridge, order, output prior,
+    model) overrules the recipe.
 
     Example: fpspeech personalize --speaker anna --audio recordings/
     """
     if recipe is not None:
         from fpspeech.image_commands import personalize_user
 
-        changes = _given(context, "sparsity", "score", "group", "cap", "update", "ridge")
+        changes = _given(
+            context, "sparsity", "score", "group", "cap", "update", "ridge", "order", "output_prior"
+        )
         _refuse_others(context, "recipe user out model device dry_run overwrite as_json", *changes)
+        if "sparsity" in changes:
+            if sparsity == "auto":
+                raise typer.BadParameter(
+                    "auto listens to recordings, a recipe for images needs a share such as 0.7",
+                    param_hint="--sparsity",
+                )
+            changes["sparsity"] = _share(sparsity)
         personalize_user(
             recipe,
             user,
@@ -187,24 +269,35 @@ def personalize(
         return
     if user is not None:
         raise typer.BadParameter("goes with --recipe", param_hint="--user")
+    if output_prior != "none":
+        raise typer.BadParameter(
+            "goes with --recipe, for images: it prunes classes, and speech is an open vocabulary",
+            param_hint="--output-prior",
+        )
     from fpspeech import console
     from fpspeech.config import Config
     from fpspeech.corpora import hold_out as hold_out_share
+    from fpspeech.generic import find_generic
     from fpspeech.listening import Interrupted
     from fpspeech.output_folder import require_free
     from fpspeech.personalize import personalize as run
     from fpspeech.personalize import plan
     from fpspeech.pruning import PruningConfig
 
+    automatic = sparsity == "auto"
+    share = 0.0 if automatic else _share(sparsity)
     config = Config(
         pruning=PruningConfig(
-            sparsity=sparsity,
+            sparsity=share,
             score=score,
             group=group,
             cap=cap,
             seed=seed,
             update=update,
             ridge=ridge,
+            order=order,
+            bias=bias,
+            shrinkage=_number(shrinkage),
         ),
         exclude=tuple(exclude),
         components=tuple(_component(each) for each in component),
@@ -212,6 +305,11 @@ def personalize(
         window_seconds=window_seconds,
         batch_size=batch_size,
         language=language,
+        normalize=normalize,
+        full_covariance=full_covariance,
+        search_budget=search_budget,
+        allocation=allocation,
+        automatic=automatic,
     )
     if dry_run:
         loaded = _load(model, revision, device, language)
@@ -222,13 +320,22 @@ def personalize(
     folder = out or Path("personal") / utterances[0].speaker
     require_free(folder, overwrite)
     loaded = _load(model, revision, device, language)
+    numbers = find_generic(loaded, generic)
     checkpoint = folder.parent / f".{folder.name}.statistics.safetensors"
     try:
         with (
             console.stop_on_interrupt() as stop,
             console.listening_progress("listening", _seconds(utterances), stop) as listener,
         ):
-            personal = run(loaded, utterances, config, checkpoint=checkpoint, listener=listener)
+            personal = run(
+                loaded,
+                utterances,
+                config,
+                generic=numbers,
+                checkpoint=checkpoint,
+                listener=listener,
+                say=lambda line: console.notes.print(line, highlight=False),
+            )
     except Interrupted as interrupted:
         console.notes.print(f"{interrupted}; run the same command again to go on")
         raise typer.Exit(130) from None
@@ -399,6 +506,81 @@ def merge(
     console.notes.print(f"wrote {escape(str(out))}")
 
 
+@app.command("generic")
+def measure_generic_numbers(
+    audio: Annotated[
+        Path,
+        typer.Option(
+            help="Recordings of anybody but the users and the test speakers: a folder or a "
+            "manifest. Transcripts are not read."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="File to write (.safetensors).")],
+    model: Model = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Most audio to listen to.", show_default=False)
+    ] = None,
+    statistics: Annotated[
+        bool,
+        typer.Option(
+            "--statistics",
+            help="Count the layers' inputs too, for --score contrast and --shrinkage.",
+        ),
+    ] = False,
+    products: Annotated[
+        bool,
+        typer.Option("--products", help="And their products: a file as large as a model."),
+    ] = False,
+    language: Language = "en",
+    revision: Revision = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Write what a base model's features are like for other people: a small file of numbers.
+
+    It is needed to normalise a speaker (`personalize --normalize`). It holds no audio, no
+    transcript and no name. Speakers take turns, so that --minutes has something of everybody.
+
+    Example: fpspeech generic --audio librispeech.jsonl --out generic.safetensors
+    """
+    from fpspeech import console
+    from fpspeech.compare import at_most
+    from fpspeech.config import Config
+    from fpspeech.corpora import read_utterances
+    from fpspeech.generic import in_turns, measure_generic
+    from fpspeech.listening import Interrupted
+    from fpspeech.personalize import select_layers_of
+    from fpspeech.pruning import products_for
+
+    if products and not statistics:
+        raise typer.BadParameter("goes with --statistics", param_hint="--products")
+    utterances = at_most(in_turns(read_utterances(audio, with_text=False), seed), minutes)
+    loaded = _load(model, revision, device, language)
+    config = Config()
+    layers = select_layers_of(loaded, config).layers if statistics else ()
+    try:
+        with (
+            console.stop_on_interrupt() as stop,
+            console.listening_progress("listening", _seconds(utterances), stop) as listener,
+        ):
+            found = measure_generic(
+                loaded,
+                utterances,
+                layers,
+                products=products_for(layers, config.pruning) if products else frozenset(),
+                product_stride=config.pruning.product_stride,
+                listener=listener,
+            )
+    except Interrupted as interrupted:
+        console.notes.print(f"{interrupted}; nothing was written")
+        raise typer.Exit(130) from None
+    found.save(out)
+    print(
+        f"{found.speakers} speakers, {found.seconds / 60:.1f} minutes, "
+        f"{out.stat().st_size / 1e6:.1f} MB in {out}"
+    )
+
+
 @app.command()
 def compare(
     out: Annotated[
@@ -412,9 +594,11 @@ def compare(
         list[str],
         typer.Option(
             "--method",
-            help="A score, or score+update such as fine_pruning+least_squares (repeatable).",
+            help="A score and what goes with it: an update, an order, an allocation, bias, "
+            "shrunk, normalized, such as obs+least_squares+owl; @another or @generic calibrates "
+            "on other people (repeatable).",
         ),
-    ] = ["obs+least_squares", "fine_pruning", "magnitude", "random"],
+    ] = ["obs+least_squares+owl", "fine_pruning", "magnitude", "random"],
     sparsity: Annotated[list[float], typer.Option("--sparsity", help="Sparsity (repeatable).")] = [
         0.3,
         0.5,
@@ -425,6 +609,34 @@ def compare(
     group: Group = "row",
     ridge: Ridge = 0.01,
     exclude: Exclude = [],
+    normalize: Annotated[
+        str,
+        typer.Option(help="What the word normalized says: search, or such as features=1."),
+    ] = "search",
+    full_covariance: FullCovariance = False,
+    generic: GenericFile = None,
+    generic_audio: Annotated[
+        Path | None,
+        typer.Option(
+            help="Recordings of other people for methods @generic: a folder or a manifest.",
+            show_default=False,
+        ),
+    ] = None,
+    baseline: Annotated[
+        list[str],
+        typer.Option(
+            "--baseline",
+            help="suta (adapts to every test recording) or lora (learns from the model's own "
+            "transcripts of the recordings to adapt on), by backpropagation (repeatable).",
+        ),
+    ] = [],
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Most audio of a speaker to listen to.", show_default=False),
+    ] = None,
+    forgetting: Annotated[
+        int, typer.Option(help="Test recordings of other speakers to measure every mask on, too.")
+    ] = 0,
     batch_size: BatchSize = 1,
     language: Language = "en",
     revision: Revision = None,
@@ -441,26 +653,31 @@ def compare(
     Example: fpspeech compare --method fine_pruning --method random --sparsity 0.5
     """
     from fpspeech import console
-    from fpspeech.compare import compare_speakers, pruning_of
+    from fpspeech.compare import compare_speakers
     from fpspeech.config import Config
     from fpspeech.corpora import read_utterances
     from fpspeech.evaluation import text_normalizer
+    from fpspeech.generic import find_generic, in_turns
+    from fpspeech.methods import config_of
     from fpspeech.output_folder import require_free
     from fpspeech.pruning import PruningConfig
 
     if out is not None:
         require_free(out, overwrite)
-    pruning = PruningConfig(sparsity=sparsity[0], group=group, seed=seed, ridge=ridge)
-    for each in method:  # a typing error shows before the first minute is spent
-        for amount in sparsity:
-            replace(pruning_of(each, pruning), sparsity=amount)
     config = Config(
-        pruning=pruning,
+        pruning=PruningConfig(group=group, seed=seed, ridge=ridge, sparsity=sparsity[0]),
         exclude=tuple(exclude),
         batch_size=batch_size,
         language=language,
+        normalize=normalize,
+        full_covariance=full_covariance,
     )
+    for each in method:  # a typing error shows before the first minute is spent
+        found = config_of(each, config)
+        for amount in sparsity:
+            replace(found.pruning, sparsity=amount)
     utterances = read_utterances(audio or _demo_audio(), with_text=True)
+    others = read_utterances(generic_audio, with_text=False) if generic_audio else []
     loaded = _load(model, revision, device, language)
     rows = compare_speakers(
         loaded,
@@ -470,6 +687,11 @@ def compare(
         method,
         sparsity,
         text_normalizer(language),
+        generic=find_generic(loaded, generic),
+        generic_recordings=in_turns(others, seed),
+        baselines=baseline,
+        minutes=minutes,
+        forgetting=forgetting,
         progress=lambda name: console.notes.print(f"measuring {name}"),
     )
     console.show_comparison(rows, out, overwrite, as_json)
@@ -493,34 +715,55 @@ def prepare(
             help="An option of the corpus, such as language=de or test_share=0.3 (repeatable).",
         ),
     ] = [],
+    download: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Download it to this folder where it is not found; resumes.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Write the manifest of a published corpus: its recordings, split into adapt and test.
 
+    The corpus `hub` is any speech dataset of the Hugging Face Hub, streamed; see
+    recipes/fleurs/README.md.
+
     Example: fpspeech prepare librispeech --data-dir LibriSpeech --out manifest.jsonl
     """
-    from fpspeech.corpora import find_corpus, summarise_speakers, write_manifest
-    from fpspeech.recipe_stages import corpus_options, read_corpus
+    from fpspeech import console
+    from fpspeech.recipe_commands import prepare_corpus
 
-    found = find_corpus(corpus)
-    utterances = read_corpus(found, data_dir, {"seed": seed, **corpus_options(option)})
-    write_manifest(out, utterances)
-    summaries = summarise_speakers(utterances)
+    title, summaries = prepare_corpus(
+        corpus,
+        out,
+        data_dir,
+        download,
+        option,
+        seed,
+        say=lambda line: console.notes.print(escape(line), soft_wrap=True, highlight=False),
+    )
+    utterances = sum(summary.utterances for summary in summaries)
     minutes = sum(summary.seconds for summary in summaries) / 60
     print(
-        f"{found.title}: {len(summaries)} speakers, {len(utterances)} utterances, "
-        f"{minutes:.1f} minutes, in {out}"
+        f"{title}: {len(summaries)} speakers, {utterances} utterances, {minutes:.1f} minutes, "
+        f"in {out}"
     )
 
 
 @app.command("run")
 def run_recipe_file(
-    recipe: Annotated[Path, typer.Argument(help="A recipe for speech (YAML).")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), for speech or for photos.")],
     stage: Annotated[int, typer.Option(help="First stage.")] = 0,
     stop_stage: Annotated[int, typer.Option(help="Last stage.")] = 5,
     speaker: Annotated[
         list[str],
         typer.Option("--speaker", help="Speaker (repeatable). Default: as the recipe says."),
+    ] = [],
+    user: Annotated[
+        list[str],
+        typer.Option("--user", help="User of a recipe for photos (repeatable). Default: all."),
     ] = [],
     model: Annotated[
         str | None, typer.Option(help="Base model in the place of the recipe's.")
@@ -533,21 +776,22 @@ def run_recipe_file(
     exp: Annotated[Path | None, typer.Option(help="Folder to write.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
 ) -> None:
-    """Run a recipe for speech: from a corpus to a table of word error rates.
+    """Run a recipe: from a corpus to a table of word error rates, or of accuracies for photos.
 
-    Stages: 0 data, 1 dense, 2 personalize, 3 controls, 4 report, 5 push (only where the recipe
-    names a repository). What is there already is passed over.
+    Stages: 0 data (and the base model, where the recipe trains one), 1 dense, 2 personalize,
+    3 controls, 4 report, 5 push (only where the recipe names a repository). What is there already
+    is passed over.
 
     Example: fpspeech run recipes/librispeech/librispeech.yaml --data-dir LibriSpeech
     """
     from transformers.utils import logging
 
     from fpspeech import console
-    from fpspeech.recipe_stages import run_recipe
-    from fpspeech.speech_recipe import read_speech_recipe
+    from fpspeech.recipe_commands import run_file
 
     overrides = {
         "speakers": speaker or None,
+        "users": user or None,
         "model": model,
         "sparsity": sparsity or None,
         "data_dir": None if data_dir is None else str(data_dir),
@@ -555,14 +799,13 @@ def run_recipe_file(
         "device": device,
     }
     logging.disable_progress_bar()  # type: ignore[no-untyped-call] # of loading: a second
-    folder = run_recipe(
-        read_speech_recipe(recipe),
+    table = run_file(
+        recipe,
         stage,
         stop_stage,
         overrides,
         say=lambda line: console.notes.print(escape(line), soft_wrap=True, highlight=False),
     )
-    table = folder / "report" / "overall.md"
     if stop_stage >= 4 and table.exists():
         print(table.read_text(encoding="utf-8"), end="")
 
@@ -585,6 +828,22 @@ def _refuse_others(context: typer.Context, allowed: str, *more: str) -> None:
             "has no effect with --recipe: the recipe says it",
             param_hint=f"--{odd[0].replace('_', '-')}",
         )
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"expected a share such as 0.7, or auto; found {text!r}", param_hint="--sparsity"
+        ) from None
+
+
+def _number(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _component(text: str) -> tuple[str, float]:

@@ -9,6 +9,8 @@ from typing import Any
 from fpspeech.pruning import PruningConfig, PruningError
 
 BATCH_NORM = ("match", "keep")
+OUTPUT_PRIOR = ("none", "em")
+ALLOCATIONS = ("uniform", "owl", "erk", "sensitivity")
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,15 @@ class Config:
     pairs. default_exclusions: keep the family's own. window_seconds: longest piece of audio run
     at once, in seconds; None: the model's own. batch_size: windows run together where the
     checkpoint can, or photos. language: what is spoken. batch_norm: what becomes of the BatchNorm
-    moments of an image model, "match" (see `match_batch_norms`) or "keep".
+    moments of an image model, "match" (see `match_batch_norms`) or "keep". output_prior: of an
+    image model, "em" (the output layer learns the user's shares of the classes, see
+    `estimate_prior`, and classes the user does not photograph are never answered) or "none".
+    normalize: the speaker's early features, "none", "search" (where it lowers the entropy, see
+    `search_normalization`) or strengths such as "features=1,layer0=0.5". full_covariance: whether
+    whole covariances are matched. search_budget: the most evaluations of a search. allocation: how
+    the sparsity is spread over the layers of a speech model, one of `ALLOCATIONS`; without effect
+    where the group of `pruning` decides itself what each layer loses. automatic: whether
+    the sparsity of `pruning` was, or is to be, found on unlabeled audio, see `find_sparsity`.
     """
 
     pruning: PruningConfig = field(default_factory=PruningConfig)
@@ -31,6 +41,12 @@ class Config:
     batch_size: int = 1
     language: str = "en"
     batch_norm: str = "match"
+    output_prior: str = "none"
+    normalize: str = "none"
+    full_covariance: bool = False
+    search_budget: int = 24
+    allocation: str = "owl"
+    automatic: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -39,10 +55,38 @@ class Config:
             raise PruningError(
                 f"batch norm: expected one of {list(BATCH_NORM)}, found {self.batch_norm!r}"
             )
+        if self.output_prior not in OUTPUT_PRIOR:
+            raise PruningError(
+                f"output prior: expected one of {list(OUTPUT_PRIOR)}, found {self.output_prior!r}"
+            )
+        if self.allocation not in ALLOCATIONS:
+            raise PruningError(
+                f"allocation: expected one of {list(ALLOCATIONS)}, found {self.allocation!r}"
+            )
+        if self.search_budget < 1:
+            raise PruningError(f"search budget: expected 1 or more, found {self.search_budget}")
+        _ = self.strengths
         if self.window_seconds is not None and self.window_seconds < 1:
             raise PruningError(
                 f"window seconds: expected 1 s or more, found {self.window_seconds:g} s"
             )
+
+    @property
+    def strengths(self) -> tuple[tuple[str, float], ...]:
+        """Those that `normalize` gives, as (group of sites, strength) pairs."""
+        if self.normalize in ("none", "search"):
+            return ()
+        pairs = []
+        for part in self.normalize.split(","):
+            name, _, strength = part.partition("=")
+            try:
+                pairs.append((name.strip(), float(strength)))
+            except ValueError:
+                raise PruningError(
+                    "normalize: expected none, search, or strengths such as "
+                    f"features=1,layer0=0.5; found {self.normalize!r}"
+                ) from None
+        return tuple(pairs)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""

@@ -29,7 +29,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from fpspeech.compare import Row, comparison_table
+from fpspeech.adaptation import pruning_for
+from fpspeech.compare import Row, comparison_table, forgetting_table, results_of
 from fpspeech.config import Config
 from fpspeech.corpora import SpeakerSummary
 from fpspeech.evaluate import Evaluation, Recognition
@@ -38,7 +39,8 @@ from fpspeech.listening import Listener, Skipped
 from fpspeech.models import PretrainedModel
 from fpspeech.output_folder import whole_folder
 from fpspeech.personal import Personal
-from fpspeech.personalize import Plan, pruning_for
+from fpspeech.personalize import Plan
+from fpspeech.summaries import summaries_markdown, summarise
 
 notes = Console(stderr=True)
 results = Console()
@@ -241,13 +243,21 @@ def show_evaluation(evaluation: Evaluation, personal: Personal, as_json: bool) -
 
 
 def show_comparison(rows: Sequence[Row], out: Path | None, overwrite: bool, as_json: bool) -> None:
-    """The table of a comparison, and its files where a folder is given."""
+    """The table of a comparison, and its files where a folder is given.
+
+    table.md and table.json (no transcripts), paired.md (every model against dense on the same
+    recordings, and over all speakers), and forgetting.md where that was measured.
+    """
     table = comparison_table(rows)
     values = [row.as_json() for row in rows]
     if out is not None:
         with whole_folder(out, overwrite=overwrite) as draft:
             (draft / "table.md").write_text(table, encoding="utf-8")
             (draft / "table.json").write_text(json.dumps(values, indent=2) + "\n")
+            lines = summarise(results_of(rows))
+            (draft / "paired.md").write_text(summaries_markdown(lines), encoding="utf-8")
+            if any(row.others is not None for row in rows):
+                (draft / "forgetting.md").write_text(forgetting_table(rows), encoding="utf-8")
     print(json.dumps(values) if as_json else table)
 
 

@@ -11,11 +11,10 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,9 +22,10 @@ from torch import Tensor
 from fpspeech.corpora import UnusableAudio, Utterance, inspect_recording, is_silent, read_windows
 from fpspeech.models import SpeechModel
 from fpspeech.pruning import InputStatistics, Observer, PrunableLayer
+from fpspeech.pruning.statistics import from_tensors, to_tensors
 
 CHECKPOINT_SECONDS = 30.0  # s of wall time between two saves of the statistics
-_FORMAT = 1
+_FORMAT = 2
 
 
 class NothingHeardError(ValueError):
@@ -88,44 +88,84 @@ def listen(
     batch_size: int = 1,
     checkpoint: Path | None = None,
     listener: Listener | None = None,
+    variant: str = "",
 ) -> Heard:
     """Streams every recording through the model once and counts what the layers take in.
 
     Memory does not grow with the amount of audio. Recordings that cannot be used are skipped
     and listed; windows of silence inside long ones are left out. products: names of the layers
     whose Σxxᵀ is counted too, at every product_stride-th position. checkpoint: a file that keeps
-    the statistics so far; when it is there and fits, the run goes on from it.
+    the statistics so far; when it is there and fits, the run goes on from it. variant: what tells
+    the model, as it is now, from its checkpoint.
     Raises NothingHeardError when nothing is left, Interrupted after `listener.stop()`.
     """
     listener = listener or Listener()
     window_seconds = min(window_seconds or model.window_seconds, model.window_seconds)
     observer = Observer(layers, products, product_stride)
-    facts = (sorted(products), product_stride, window_seconds, batch_size)
+    facts = (sorted(products), product_stride, window_seconds, batch_size, variant)
     run = _Run(model, observer, listener, checkpoint, _key(model, layers, facts))
     run.resume(utterances)
-    for batch in _batches(run.windows(utterances, window_seconds), batch_size):
+    for batch in window_batches(run.windows(utterances, window_seconds), batch_size):
         run.count(batch)
-    if run.heard.seconds == 0:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in run.heard.skipped_by_reason.items())
-        raise NothingHeardError(
-            f"nothing to listen to: of {len(utterances)} recordings none can be used"
-            + (f" ({reasons})" if reasons else "")
-            + "; expected recordings of speech in WAV, FLAC, OGG or MP3"
-        )
+    require_something_heard(run.heard, utterances)
     run.heard.statistics = run.observer.statistics()
     return run.heard
 
 
 @dataclass(frozen=True)
-class _Window:
+class Window:
+    """A piece of a recording. seconds: its length. number: in the recording, counted from 1."""
+
     samples: Tensor
     seconds: float
-    number: int  # of the window in its recording, counted from 1
+    number: int
     utterance: Utterance
 
 
-def _batches(windows: Iterator[_Window], size: int) -> Iterator[list[_Window]]:
-    batch: list[_Window] = []
+def usable_windows(
+    utterances: Sequence[Utterance],
+    heard: Heard,
+    listener: Listener,
+    *,
+    sampling_rate: int,
+    window_seconds: float,
+    done: Mapping[str, int] | None = None,
+) -> Iterator[Window]:
+    """The windows of recordings that can be used, in order; `heard` keeps account of the others.
+
+    done: by utterance id, how many of its windows are left out, for a run that goes on.
+    """
+
+    def skip(utterance: Utterance, reason: str, message: str) -> None:
+        heard.skipped.append(Skipped(utterance.id, reason))
+        listener.skipped(heard.skipped[-1], message)
+
+    seen_files = {sha: name for name, sha in heard.fingerprints.items()}
+    skipped = {each.id for each in heard.skipped}
+    for utterance in utterances:
+        if utterance.id in skipped:
+            continue
+        try:
+            recording = inspect_recording(utterance.audio)
+        except UnusableAudio as error:
+            skip(utterance, error.reason, str(error))
+            continue
+        other = seen_files.setdefault(recording.sha256, utterance.id)
+        if other != utterance.id:
+            message = f"{utterance.audio} is the same recording as {other}: counted once"
+            skip(utterance, "same recording twice", message)
+            continue
+        heard.fingerprints[utterance.id] = recording.sha256
+        cuts = read_windows(recording, sampling_rate=sampling_rate, window_seconds=window_seconds)
+        for number, samples in enumerate(cuts, start=1):
+            if done is not None and number <= done.get(utterance.id, 0):
+                continue
+            yield Window(samples, samples.numel() / sampling_rate, number, utterance)
+
+
+def window_batches(windows: Iterator[Window], size: int) -> Iterator[list[Window]]:
+    """Windows by the batch."""
+    batch: list[Window] = []
     for window in windows:
         batch.append(window)
         if len(batch) == size:
@@ -133,6 +173,43 @@ def _batches(windows: Iterator[_Window], size: int) -> Iterator[list[_Window]]:
             batch = []
     if batch:
         yield batch
+
+
+def require_something_heard(heard: Heard, utterances: Sequence[Utterance]) -> None:
+    """Raises NothingHeardError, with the reasons, when no window could be used."""
+    if heard.seconds == 0:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in heard.skipped_by_reason.items())
+        raise NothingHeardError(
+            f"nothing to listen to: of {len(utterances)} recordings none can be used"
+            + (f" ({reasons})" if reasons else "")
+            + "; expected recordings of speech in WAV, FLAC, OGG or MP3"
+        )
+
+
+@dataclass(frozen=True)
+class WindowStream:
+    """The sounding windows of recordings, read from their files anew every time they are wanted.
+
+    Iterating gives float32 samples, shape (samples,). Recordings that cannot be used are left
+    out; `listen` and the listener say which, and why.
+    """
+
+    model: SpeechModel
+    utterances: Sequence[Utterance]
+    window_seconds: float | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        longest = self.model.window_seconds
+        windows = usable_windows(
+            self.utterances,
+            Heard(),
+            Listener(),
+            sampling_rate=self.model.sampling_rate,
+            window_seconds=min(self.window_seconds or longest, longest),
+        )
+        for window in windows:
+            if not is_silent(window.samples):
+                yield window.samples
 
 
 class _Run:
@@ -155,36 +232,18 @@ class _Run:
         self._windows_done: dict[str, int] = {}  # by utterance id; the last one may be partial
         self._saved_at = time.monotonic()
 
-    def windows(self, utterances: Sequence[Utterance], window_seconds: float) -> Iterator[_Window]:
+    def windows(self, utterances: Sequence[Utterance], window_seconds: float) -> Iterator[Window]:
         """The windows still to be counted, in order."""
-        seen_files = {sha: name for name, sha in self.heard.fingerprints.items()}
-        skipped = {each.id for each in self.heard.skipped}
-        for utterance in utterances:
-            if utterance.id in skipped:
-                continue
-            try:
-                recording = inspect_recording(utterance.audio)
-            except UnusableAudio as error:
-                self._skip(utterance, error.reason, str(error))
-                continue
-            other = seen_files.setdefault(recording.sha256, utterance.id)
-            if other != utterance.id:
-                message = f"{utterance.audio} is the same recording as {other}: counted once"
-                self._skip(utterance, "same recording twice", message)
-                continue
-            self.heard.fingerprints[utterance.id] = recording.sha256
-            cuts = read_windows(
-                recording,
-                sampling_rate=self.model.sampling_rate,
-                window_seconds=window_seconds,
-            )
-            for number, samples in enumerate(cuts, start=1):
-                if number <= self._windows_done.get(utterance.id, 0):
-                    continue
-                seconds = samples.numel() / self.model.sampling_rate
-                yield _Window(samples, seconds, number, utterance)
+        return usable_windows(
+            utterances,
+            self.heard,
+            self.listener,
+            sampling_rate=self.model.sampling_rate,
+            window_seconds=window_seconds,
+            done=self._windows_done,
+        )
 
-    def count(self, batch: Sequence[_Window]) -> None:
+    def count(self, batch: Sequence[Window]) -> None:
         """Counts a batch of windows, then saves or stops where that is due."""
         sounding = [window for window in batch if not is_silent(window.samples)]
         if sounding:
@@ -216,18 +275,7 @@ class _Run:
         known = {utterance.id for utterance in utterances}
         if saved.get("key") != self.key or not set(saved["windows_done"]) <= known:
             return
-        statistics = {}
-        for name, count in saved["counts"].items():
-            total, absolute, square = tensors[name]
-            statistics[name] = InputStatistics(
-                count,
-                total,
-                absolute,
-                square,
-                products=tensors.get(f"{name}:products"),
-                product_count=saved["product_counts"][name],
-            )
-        self.observer.resume(statistics)
+        self.observer.resume(from_tensors(tensors))
         self._windows_done = saved["windows_done"]
         self.heard = Heard(
             seconds=saved["seconds"],
@@ -237,17 +285,9 @@ class _Run:
         )
         self.listener.heard(self.heard.seconds + self.heard.silent_seconds)
 
-    def _skip(self, utterance: Utterance, reason: str, message: str) -> None:
-        skipped = Skipped(utterance.id, reason)
-        self.heard.skipped.append(skipped)
-        self.listener.skipped(skipped, message)
-
     def _save(self, path: Path) -> None:
-        statistics = self.observer.statistics()
         progress = {
             "key": self.key,
-            "counts": {name: found.count for name, found in statistics.items()},
-            "product_counts": {name: each.product_count for name, each in statistics.items()},
             "windows_done": self._windows_done,
             "seconds": self.heard.seconds,
             "silent_seconds": self.heard.silent_seconds,
@@ -260,11 +300,7 @@ class _Run:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(path.name + ".draft")
-        tensors = {}
-        for name, found in statistics.items():
-            tensors[name] = torch.stack([found.total, found.absolute, found.square])
-            if found.products is not None:
-                tensors[f"{name}:products"] = found.products
+        tensors = to_tensors(self.observer.statistics())
         save_file(tensors, draft, metadata={"progress": json.dumps(progress)})
         os.replace(draft, path)
         self._saved_at = time.monotonic()

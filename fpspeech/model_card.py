@@ -68,7 +68,17 @@ def _what(base: Mapping[str, Any], config: Config, report: Mapping[str, Any]) ->
         "backpropagation. "
         + (f"The kept weights of {updated} layers are refitted, in float16. " if updated else "")
         + (f"The moments of {matched} BatchNorms are matched to the base's. " if matched else "")
+        + _answers(report.get("output_prior"))
         + f"SHA-256 of the base weights: `{base['sha256']}`."
+    )
+
+
+def _answers(prior: Mapping[str, Any] | None) -> str:
+    if prior is None or not prior["differs_from_training"]:
+        return ""
+    return (
+        f"It answers with {prior['kept_classes']:,} of the base's {prior['classes']:,} classes, "
+        "those expected among the photos, and with no other. "
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,20 +12,21 @@ from typing import Any
 
 from torch import Tensor
 
+from fpspeech.adaptation import Adaptation, adapt_to, pruning_for
+from fpspeech.auto_sparsity import HELD_OUT, find_sparsity
 from fpspeech.config import Config
-from fpspeech.corpora import Utterance
-from fpspeech.listening import Heard, Listener, listen
+from fpspeech.corpora import UnusableAudio, Utterance, fingerprint, hold_out
+from fpspeech.generic import Generic
+from fpspeech.listening import Listener
 from fpspeech.models import PretrainedModel, SpeechModel
 from fpspeech.personal import Base, Personal, Recordings
 from fpspeech.pruning import (
-    PruningConfig,
+    PrunedLayers,
     PruningError,
     Selection,
-    make_masks,
     products_for,
     select,
     sparsity_of,
-    update_weights,
 )
 
 
@@ -34,41 +35,81 @@ def personalize(
     utterances: Sequence[Utterance],
     config: Config | None = None,
     *,
+    generic: Generic | None = None,
     checkpoint: Path | None = None,
     listener: Listener | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Personal:
     """Streams a speaker's recordings through `model` once and prunes what contributes little.
 
-    The model is left as it was; `Personal.apply` puts the result in force. Transcripts are never
-    read. checkpoint: see `listen`. Raises NothingHeardError, Interrupted or PruningError.
+    With an automatic sparsity a share of them is held back to find it on, see `find_sparsity`. In
+    sequential order (`PruningConfig.order`) they stream by once a stage. The model is left as
+    it was; `Personal.apply` puts the result in force. Transcripts are never read. generic: see
+    `adapt_to`. checkpoint: see `listen` and `prune_while_listening`. Raises NothingHeardError,
+    Interrupted, GenericError or PruningError.
     """
     config = config or Config()
+    if config.output_prior != "none":
+        raise PruningError(
+            f"output prior {config.output_prior!r}: it prunes classes that a user does not have, "
+            "and speech is no set of classes but an open vocabulary: use 'none'"
+        )
     selection = select_layers_of(model, config)
-    started = time.perf_counter()
-    heard = listen(
+    held_out: Sequence[Utterance] = ()
+    if config.automatic:
+        utterances, held_out = _split(utterances, config.pruning.seed)
+    adaptation = adapt_to(
         model,
         selection.layers,
         utterances,
+        config,
         products=products_for(selection.layers, config.pruning),
-        product_stride=config.pruning.product_stride,
-        window_seconds=config.window_seconds,
-        batch_size=config.batch_size,
+        generic=generic,
         checkpoint=checkpoint,
         listener=listener,
     )
-    listened = time.perf_counter() - started
-    pruning = pruning_for(model, config)
-    masks = make_masks(selection.layers, heard.statistics, pruning)
-    kept = update_weights(selection.layers, masks, heard.statistics, pruning)
-    took = {"listening": listened, "pruning": time.perf_counter() - started - listened}
+    return make_personal(
+        adaptation, selection, config, held_out=held_out, checkpoint=checkpoint, say=say
+    )
+
+
+def make_personal(
+    adaptation: Adaptation,
+    selection: Selection,
+    config: Config,
+    *,
+    held_out: Sequence[Utterance] = (),
+    checkpoint: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Personal:
+    """Prunes what contributes little: one listening serves every sparsity.
+
+    selection: what was listened to. held_out: recordings to find an automatic sparsity on.
+    checkpoint: of the sequential order. say: as in `find_sparsity`. The model is left as it was.
+    Raises PruningError.
+    """
+    started = time.perf_counter()
+    automatic = None
+    if config.automatic:
+        automatic, pruned = find_sparsity(adaptation, config, held_out, say=say)
+        found = replace(config.pruning, sparsity=automatic.sparsity)
+        config = replace(config, pruning=found)
+    else:
+        pruned = adaptation.prune(config, checkpoint)
+    took = {"listening": adaptation.seconds, "pruning": time.perf_counter() - started}
+    report = _report(adaptation, selection, pruned, took)
+    if automatic is not None:
+        report["automatic_sparsity"] = automatic.as_json()
     return Personal(
-        base=Base.of(model),
+        base=Base.of(adaptation.model),
         config=config,
-        masks=masks,
-        recordings=Recordings.of(heard.fingerprints.values()),
-        seconds=heard.seconds,
-        kept=kept,
-        report=_report(model, selection, masks, kept, heard, took),
+        masks=pruned.masks,
+        # What a sparsity was found on is no test of it either.
+        recordings=Recordings.of({*adaptation.heard.fingerprints.values(), *_contents(held_out)}),
+        seconds=adaptation.heard.seconds,
+        values=pruned.values,
+        kept=pruned.kept,
+        report=report,
         versions={
             "python": platform.python_version(),
             **{name: version(name) for name in ("fpspeech", "torch", "transformers")},
@@ -76,27 +117,40 @@ def personalize(
     )
 
 
+def _split(utterances: Sequence[Utterance], seed: int) -> tuple[list[Utterance], list[Utterance]]:
+    """Recordings to prune from, and those to find a sparsity on; no copy of one among the other.
+
+    Raises PruningError where there are too few.
+    """
+    share = HELD_OUT if len(utterances) * HELD_OUT >= 1 else 0.5
+    kept, held_out = hold_out(utterances, share, seed)
+    if held_out:
+        contents = _contents(kept)
+        held_out = [each for each in held_out if not _contents([each]) & contents]
+    if not held_out:
+        raise PruningError(
+            "an automatic sparsity needs recordings that the pruning does not see: expected two "
+            f"different ones or more, found {len(utterances)}; cut a long one, or give a sparsity"
+        )
+    return kept, held_out
+
+
+def _contents(utterances: Sequence[Utterance]) -> set[str]:
+    """SHA-256 of the recordings that can be used."""
+    found = set()
+    for utterance in utterances:
+        try:
+            found.add(fingerprint(utterance.audio))
+        except UnusableAudio:
+            continue
+    return found
+
+
 def select_layers_of(model: PretrainedModel, config: Config) -> Selection:
     """The layers that `config` prunes in `model`, and the exclusions with their reasons."""
     exclude = dict(model.exclusions) if config.default_exclusions else {}
     exclude |= dict.fromkeys(config.exclude, "excluded by request")
     return select(model.network, config.pruning, exclude)
-
-
-def pruning_for(model: PretrainedModel, config: Config) -> PruningConfig:
-    """The pruning settings with the sparsities of named components written out as layer names.
-
-    Raises PruningError when the model has no such component.
-    """
-    overrides: list[tuple[str, float]] = []
-    for name, sparsity in config.components:
-        if name not in model.components:
-            raise PruningError(
-                f"{model.source.id} has no component {name!r}: expected one of "
-                f"{sorted(model.components)}"
-            )
-        overrides += [(pattern, sparsity) for pattern in model.components[name]]
-    return replace(config.pruning, overrides=(*overrides, *config.pruning.overrides))
 
 
 @dataclass(frozen=True)
@@ -163,18 +217,18 @@ def weights_report(
 
 
 def _report(
-    model: SpeechModel,
+    adaptation: Adaptation,
     selection: Selection,
-    masks: Mapping[str, Tensor],
-    kept: Container[str],
-    heard: Heard,
+    pruned: PrunedLayers,
     took: Mapping[str, float],
 ) -> dict[str, Any]:
+    heard = adaptation.heard
     return {
         "seconds": round(heard.seconds, 3),
         "silent_seconds": round(heard.silent_seconds, 3),
         "recordings": len(heard.fingerprints),
         "skipped": heard.skipped_by_reason,
-        **weights_report(model, selection, masks, kept),
+        **({"normalization": dict(adaptation.account)} if adaptation.account else {}),
+        **weights_report(adaptation.model, selection, pruned.masks, pruned.kept),
         "wall_seconds": {name: round(seconds, 3) for name, seconds in took.items()},
     }

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from fpspeech import PruningConfig, cli
+from fpspeech import Config, PruningConfig, cli
 from fpspeech.cli import main
 
 
@@ -119,6 +119,13 @@ def test_several_speakers_need_a_name(capsys, here, speech, tiny_group):
     ("options", "message"),
     [
         (("--sparsity", 70), "did you mean 0.7"),
+        (("--normalize", "features=1"), "needs numbers of other people"),
+        (("--normalize", "features"), "expected none, search, or strengths"),
+        (("--score", "contrast"), "make them with `fpspeech generic --audio DIR`"),
+        (("--shrinkage", "auto"), "the shrinkage 'auto' needs numbers of other people"),
+        (("--shrinkage", "some"), "expected a shrinkage of 'none', 'auto'"),
+        (("--allocation", "fair"), "allocation: expected one of"),
+        (("--generic", "./nowhere.safetensors"), "nowhere.safetensors does not exist"),
         (("--score", "wnda"), "no score is named 'wnda'"),
         (("--model", "./nowhere"), "is no folder"),
         (("--audio", "./nowhere"), "nowhere"),
@@ -231,13 +238,19 @@ def test_ctrl_c_keeps_what_was_heard_and_the_same_command_goes_on(here, tiny_gro
 
 def test_the_defaults_of_the_command_are_those_of_the_settings():
     options = inspect.signature(cli.personalize).parameters
-    for field in dataclasses.fields(PruningConfig):
-        if field.name in options:
-            assert options[field.name].default == field.default, field.name
+    compared = {"sparsity"}
+    assert float(options["sparsity"].default) == PruningConfig.sparsity  # a text: it may be auto
+    for settings in (PruningConfig, Config):
+        for field in dataclasses.fields(settings):
+            if field.name in options and field.name not in {*compared, "exclude"}:
+                assert options[field.name].default == field.default, field.name
+                compared.add(field.name)
+    assert {"score", "bias", "shrinkage", "order", "normalize", "search_budget"} <= compared
 
 
 @pytest.mark.parametrize(
-    "command", ["personalize", "evaluate", "transcribe", "speakers", "merge", "compare"]
+    "command",
+    ["generic", "personalize", "evaluate", "transcribe", "speakers", "merge", "compare"],
 )
 def test_every_command_has_help_with_an_example(capsys, command):
     code, out, _ = run(capsys, command, "--help")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from fpspeech.models.source import ModelError, Source
-from fpspeech.pruning import Observer
+from fpspeech.pruning import Observer, Replay
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,6 +23,9 @@ Preprocess = Callable[[Sequence["Image"]], Tensor]
 
 Save = Callable[[nn.Module, Path], object]
 """Writes the network, as it is now, and all that loading it takes into a folder."""
+
+
+_LAYERS = (nn.Conv2d, nn.Linear)
 
 
 class ImageModel:
@@ -56,10 +60,17 @@ class ImageModel:
         self.components = dict(components or {})
         self._save = save or _save_state
 
-    def observe(self, pictures: Sequence[Image], observer: Observer) -> None:
-        """Runs the network over RGB pictures in one batch while `observer` counts."""
-        with torch.inference_mode(), observer.counting():
-            self.run(self.preprocess(pictures))
+    def observe(self, pictures: Sequence[Image], observer: Observer) -> Tensor:
+        """Runs the network over RGB pictures in one batch while `observer` counts.
+
+        Returns the logits on the way; see `logits`.
+        """
+        with observer.counting():
+            return self.logits(pictures)
+
+    def replays(self, pictures: Sequence[Image]) -> list[Replay]:
+        """The one pass over RGB pictures that `observe` counts, to be run again and again."""
+        return [Replay(partial(self.run, self.preprocess(pictures)))]
 
     def logits(self, pictures: Sequence[Image]) -> Tensor:
         """Logits of RGB pictures in one batch, float32 on the CPU, shape (pictures, classes).
@@ -76,6 +87,27 @@ class ImageModel:
             )
         return logits.float().cpu()
 
+    @property
+    def output_layer(self) -> str:
+        """The name of the linear layer that puts out the logits, the last that is registered.
+
+        Raises ModelError where the network's last layer is no linear one with a bias and an
+        output a label.
+        """
+        layers = {n: m for n, m in self.network.named_modules() if isinstance(m, _LAYERS)}
+        name, last = next(reversed(layers.items()), ("", None))
+        if (
+            not isinstance(last, nn.Linear)
+            or last.bias is None
+            or last.out_features != len(self.labels)
+        ):
+            raise ModelError(
+                f"{self.source.id}: expected the last layer to be a linear one with a bias and "
+                f"{len(self.labels)} outputs, found {name or 'no layer'} "
+                f"({last}): an output prior has nowhere to go"
+            )
+        return name
+
     def save_pretrained(self, folder: Path) -> None:
         """Writes the network, as it is now, so that its own library loads it."""
         self._save(self.network, folder)
@@ -87,7 +119,7 @@ class ImageModel:
 
 def _ends(network: nn.Module) -> dict[str, str]:
     convolutions = [name for name, m in network.named_modules() if isinstance(m, nn.Conv2d)]
-    layers = [name for name, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    layers = [name for name, m in network.named_modules() if isinstance(m, _LAYERS)]
     if len(layers) < 3 or not convolutions:
         return {}
     return {

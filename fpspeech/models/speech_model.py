@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from fpspeech.models.pretrained import PretrainedModel
-from fpspeech.pruning import Observer
+from fpspeech.pruning import Replay, Site
+from fpspeech.pruning.statistics import Valid
+
+
+class Counter(Protocol):
+    """What counts while a model runs: an `Observer` or a `FeatureObserver`."""
+
+    def counting(self, valid: Valid | None = None) -> AbstractContextManager[None]:
+        """Counts every forward pass inside the block; see `Observer.counting`."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,27 @@ class Transcript:
     at_cap: int = 0
 
 
+@dataclass(frozen=True)
+class Hypothesis:
+    """What a model wrote for one window, and how sure it was of it; nothing here needs a label.
+
+    tokens: the decision at every position: symbols of the best path (frames, CTC), or the tokens
+    that were written (Whisper). log_probability: the sum of their natural logarithms. entropy: of
+    the posteriors, summed over the `informative` positions, in nats; blank frames of CTC are not
+    informative. log_posteriors: natural logarithms, shape (positions, vocabulary), along the
+    tokens that were asked for; None where none were asked for and the model writes step by step.
+    at_cap: the output was cut at the cap on new tokens.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    log_probability: float
+    entropy: float
+    informative: int
+    log_posteriors: Tensor | None = None
+    at_cap: bool = False
+
+
 class SpeechModel(PretrainedModel, Protocol):
     """A pretrained recogniser as the rest of the toolkit sees it."""
 
@@ -34,8 +64,30 @@ class SpeechModel(PretrainedModel, Protocol):
     def window_seconds(self) -> float:
         """The longest piece of audio it takes at once."""
 
-    def observe(self, windows: Sequence[Tensor], observer: Observer) -> None:
+    @property
+    def sites(self) -> Mapping[str, tuple[Site, ...]]:
+        """Early places whose features can be normalised, by name, in the order they run."""
+
+    def observe(self, windows: Sequence[Tensor], observer: Counter) -> None:
         """Runs the model over windows of float32 samples while `observer` counts, each once."""
+
+    def listen(self, windows: Sequence[Tensor], counter: Counter) -> None:
+        """Runs what hears, up to the last site at least, while `counter` counts, each once."""
+
+    def remember(self, windows: Sequence[Tensor]) -> object:
+        """What `replays` of these windows needs to know of the dense model; small, None if nothing.
+
+        To be asked before anything is changed in the model.
+        """
+
+    def replays(self, windows: Sequence[Tensor], remembered: object = None) -> list[Replay]:
+        """The forward passes in which `observe` counts these windows, to be run again and again.
+
+        remembered: what `remember` gave for the same windows; by default it is asked now.
+        """
+
+    def hypothesis(self, window: Tensor, along: Sequence[int] | None = None) -> Hypothesis:
+        """What it writes for one window, and the posteriors along the tokens `along`."""
 
     def transcribe(self, windows: Iterable[Tensor]) -> Transcript:
         """Hears the consecutive windows of one recording."""

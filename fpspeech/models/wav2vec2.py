@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import Tensor
 from transformers import Wav2Vec2ForCTC, Wav2Vec2Processor
 
 from fpspeech.models.source import ModelError, Source
-from fpspeech.models.speech_model import Transcript
-from fpspeech.pruning import Observer
+from fpspeech.models.speech_model import Counter, Hypothesis, Transcript
+from fpspeech.pruning import Replay, Site
 
 _FRONT = "wav2vec2.feature_extractor.conv_layers"
 
@@ -71,16 +72,26 @@ class Wav2Vec2:
             "lm_head": "output layer",
         }
 
-    def observe(self, windows: Sequence[Tensor], observer: Observer) -> None:
+    def observe(self, windows: Sequence[Tensor], observer: Counter) -> None:
         """Runs windows of float32 samples through the model, each counted once.
 
         In one padded batch where the checkpoint takes an attention mask, else one at a time.
         """
+        for replay in self.replays(windows):
+            with torch.inference_mode(), observer.counting(replay.valid):
+                replay.run()
+
+    def remember(self, windows: Sequence[Tensor]) -> None:
+        """Nothing: a pass depends on the windows alone."""
+
+    def replays(self, windows: Sequence[Tensor], remembered: object = None) -> list[Replay]:
+        """The passes that `observe` counts, one for all windows or one for each."""
         together = self._takes_mask and not self.network.config.add_adapter
         batches = [list(windows)] if together else [[window] for window in windows]
-        for batch in batches:
-            with torch.inference_mode(), observer.counting(self._valid_positions(batch)):
-                self.network(**self._inputs(batch))
+        return [
+            Replay(partial(self._run, self._inputs(batch)), self._valid_positions(batch))
+            for batch in batches
+        ]
 
     @property
     def components(self) -> Mapping[str, tuple[str, ...]]:
@@ -91,6 +102,51 @@ class Wav2Vec2:
             "encoder.self_attn": ("wav2vec2.encoder.layers.*.attention.*",),
             "encoder.ffn": ("wav2vec2.encoder.layers.*.feed_forward.*",),
         }
+
+    @property
+    def sites(self) -> Mapping[str, tuple[Site, ...]]:
+        """Behind the convolutions, and the layer norms of the first half of the layers.
+
+        The norm behind the convolutions, its projection, then each layer's two norms. With pre-norm
+        ("stable layer norm") these are what attention and feed-forward read; else the residual
+        stream itself.
+        """
+        layers = len(self.network.wav2vec2.encoder.layers)
+        front = "wav2vec2.feature_projection"
+        found: dict[str, tuple[Site, ...]] = {
+            "features": (Site(f"{front}.layer_norm", (f"{front}.projection",)),),
+            "projection": (Site(f"{front}.projection"),),
+        }
+        stable = self.network.config.do_stable_layer_norm
+        for number in range((layers + 1) // 2):
+            layer = f"wav2vec2.encoder.layers.{number}"
+            attention = tuple(f"{layer}.attention.{each}_proj" for each in "qkv")
+            feed_forward = (f"{layer}.feed_forward.intermediate_dense",)
+            found[f"layer{number}"] = (
+                Site(f"{layer}.layer_norm", attention if stable else ()),
+                Site(f"{layer}.final_layer_norm", feed_forward if stable else ()),
+            )
+        return found
+
+    def listen(self, windows: Sequence[Tensor], counter: Counter) -> None:
+        """The same as `observe`: CTC writes where it hears."""
+        self.observe(windows, counter)
+
+    def hypothesis(self, window: Tensor, along: Sequence[int] | None = None) -> Hypothesis:
+        """The best path of one window; its posteriors need no tokens to go along."""
+        posteriors = self.logits(window).log_softmax(-1)  # (frames, vocabulary)
+        best = posteriors.max(-1)
+        blank = int(self.processor.tokenizer.pad_token_id)
+        informative = best.indices.ne(blank)
+        entropy = -(posteriors.exp() * posteriors).sum(-1)
+        return Hypothesis(
+            text=self._decode(posteriors),
+            tokens=tuple(best.indices.tolist()),
+            log_probability=float(best.values.sum()),
+            entropy=float(entropy[informative].sum()),
+            informative=int(informative.sum()),
+            log_posteriors=posteriors,
+        )
 
     def transcribe(self, windows: Iterable[Tensor]) -> Transcript:
         """Best-path CTC text of the consecutive windows of one recording."""
@@ -111,6 +167,9 @@ class Wav2Vec2:
     @property
     def _takes_mask(self) -> bool:
         return bool(self.processor.feature_extractor.return_attention_mask)
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> object:
+        return self.network(**inputs)
 
     def _inputs(self, windows: Sequence[Tensor]) -> dict[str, Tensor]:
         inputs = self.processor.feature_extractor(

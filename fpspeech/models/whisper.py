@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForCondi
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from fpspeech.models.source import ModelError, Source
-from fpspeech.models.speech_model import Transcript
-from fpspeech.pruning import Observer
+from fpspeech.models.speech_model import Counter, Hypothesis, Transcript
+from fpspeech.pruning import Replay, Site
 
 MAX_NEW_TOKENS = 224
 """Tokens a window's output may have: half the text context of 448, as in openai/whisper."""
@@ -31,11 +32,13 @@ class Decoded:
 
     tokens: the new ones, without the prompt; the last ends the text unless `at_cap`.
     log_probability: the sum of their natural logarithms, suppressed tokens left out of the softmax.
-    at_cap: the output was cut at the cap on new tokens.
+    entropy: of those softmaxes, summed over the tokens, in nats. at_cap: the output was cut at the
+    cap on new tokens.
     """
 
     tokens: tuple[int, ...]
     log_probability: float
+    entropy: float
     at_cap: bool
 
     @property
@@ -115,7 +118,7 @@ class Whisper:
             "proj_out": "output layer, one matrix with the token embedding",
         }
 
-    def observe(self, windows: Sequence[Tensor], observer: Observer) -> None:
+    def observe(self, windows: Sequence[Tensor], observer: Counter) -> None:
         """Counts windows of float32 samples, shape (samples,), in one batch, each once.
 
         The model transcribes with nothing attached; then one teacher-forced pass over the tokens
@@ -131,12 +134,24 @@ class Whisper:
 
         Raises ModelError when a window is longer than `window_seconds`.
         """
-        fed = [self._fed(decoded) for decoded in self.decode(windows)]
+        for replay in self.replays(windows):
+            with torch.inference_mode(), observer.counting(replay.valid):
+                replay.run()
+
+    def remember(self, windows: Sequence[Tensor]) -> list[Tensor]:
+        """The tokens that the model feeds itself for each window, shape (positions,)."""
+        return [self._fed(decoded) for decoded in self.decode(windows)]
+
+    def replays(self, windows: Sequence[Tensor], remembered: object = None) -> list[Replay]:
+        """The one pass that `observe` counts, teacher-forced on what `remember` gave.
+
+        So a pruned model reads what the dense one wrote, and both see the same positions.
+        """
+        known = self.remember(windows) if remembered is None else remembered
+        fed = cast(list[Tensor], known)
         tokens = pad_sequence(fed, batch_first=True)  # (B, positions); causal: padding is unseen
-        features = self._features(windows)
         valid = self._valid_positions(windows, [len(sequence) for sequence in fed])
-        with torch.inference_mode(), observer.counting(valid):
-            self.network(features, decoder_input_ids=tokens, use_cache=False)
+        return [Replay(partial(self._run, self._features(windows), tokens), valid)]
 
     @property
     def components(self) -> Mapping[str, tuple[str, ...]]:
@@ -149,6 +164,28 @@ class Whisper:
             "decoder.cross_attn": ("model.decoder.layers.*.encoder_attn.*",),
             "decoder.ffn": ("model.decoder.layers.*.fc?",),
         }
+
+    @property
+    def sites(self) -> Mapping[str, tuple[Site, ...]]:
+        """The two convolutions, and the layer norms of the first half of the encoder's layers."""
+        found: dict[str, tuple[Site, ...]] = {
+            "conv1": (Site("model.encoder.conv1"),),
+            "conv2": (Site("model.encoder.conv2"),),
+        }
+        for number in range((len(self.network.model.encoder.layers) + 1) // 2):
+            layer = f"model.encoder.layers.{number}"
+            attention = tuple(f"{layer}.self_attn.{each}_proj" for each in "qkv")
+            found[f"layer{number}"] = (
+                Site(f"{layer}.self_attn_layer_norm", attention),
+                Site(f"{layer}.final_layer_norm", (f"{layer}.fc1",)),
+            )
+        return found
+
+    def listen(self, windows: Sequence[Tensor], counter: Counter) -> None:
+        """Runs windows of float32 samples through the encoder while `counter` counts, each once."""
+        valid = self._valid_positions(windows, [0] * len(windows))
+        with torch.inference_mode(), counter.counting(valid):
+            self._encoded(windows)
 
     def transcribe(self, windows: Iterable[Tensor]) -> Transcript:
         """Greedy text of the consecutive windows of one recording, one window in memory at a time.
@@ -169,13 +206,45 @@ class Whisper:
 
         Raises ModelError when a window is longer than `window_seconds`.
         """
+        return self._decoded(self._encoded(windows), len(windows))
+
+    @torch.inference_mode()
+    def hypothesis(self, window: Tensor, along: Sequence[int] | None = None) -> Hypothesis:
+        """What it writes for one window of float32 samples, and the posteriors along `along`.
+
+        The window is encoded once; along: tokens as in `Decoded`, which are fed to the decoder
+        instead of its own. Raises ModelError when the window is longer than `window_seconds`.
+        """
+        encoded = self._encoded([window])
+        (decoded,) = self._decoded(encoded, 1)
+        posteriors = None
+        if along is not None:
+            fed = torch.cat([self.prompt[0], self.prompt.new_tensor(along[:-1])]).unsqueeze(0)
+            output = self.network(encoder_outputs=encoded, decoder_input_ids=fed, use_cache=False)
+            # A position for every token: the first is written behind the whole prompt.
+            posteriors = output.logits[0, self.prompt.shape[1] - 1 :].log_softmax(-1)
+        return Hypothesis(
+            text=self._text(decoded),
+            tokens=decoded.tokens,
+            log_probability=decoded.log_probability,
+            entropy=decoded.entropy,
+            informative=len(decoded.tokens),
+            log_posteriors=posteriors,
+            at_cap=decoded.at_cap,
+        )
+
+    def _encoded(self, windows: Sequence[Tensor]) -> Any:
+        return self.network.model.encoder(self._features(windows))
+
+    def _decoded(self, encoded: Any, size: int) -> list[Decoded]:
+        """Greedy outputs for `size` encoded windows."""
         ends = self.prompt.new_tensor(_end_tokens(self.network))
         suppressed, suppressed_at_first = self._suppressed()
-        encoded = self.network.model.encoder(self._features(windows))
-        fed = self.prompt.repeat(len(windows), 1)  # (B, prompt), then (B, 1)
+        fed = self.prompt.repeat(size, 1)  # (B, prompt), then (B, 1)
         written: list[Tensor] = []
-        lengths = torch.zeros(len(windows), dtype=torch.long, device=fed.device)
-        log_probability = torch.zeros(len(windows), device=fed.device)
+        lengths = torch.zeros(size, dtype=torch.long, device=fed.device)
+        log_probability = torch.zeros(size, device=fed.device)
+        entropy = torch.zeros(size, device=fed.device)
         going = torch.ones_like(lengths, dtype=torch.bool)
         cache = None
         while len(written) < self.max_new_tokens and bool(going.any()):
@@ -188,18 +257,26 @@ class Whisper:
             cache = output.past_key_values
             logits = output.logits[:, -1]  # (B, vocabulary)
             logits[:, suppressed if written else suppressed_at_first] = -torch.inf
-            best = logits.log_softmax(-1).max(-1)
+            posteriors = logits.log_softmax(-1)
+            best = posteriors.max(-1)
             token = torch.where(going, best.indices, ends[0])
             log_probability += best.values * going
+            # 0·log 0 is 0: a suppressed token gives nan otherwise.
+            entropy -= (posteriors.exp() * posteriors).nan_to_num(0).sum(-1) * going
             lengths += going
             going = going & ~torch.isin(token, ends)
             written.append(token)
             fed = token.unsqueeze(1)
         rows = torch.stack(written, 1).tolist()
         return [
-            Decoded(tuple(row[:length]), total, cut)
-            for row, length, total, cut in zip(
-                rows, lengths.tolist(), log_probability.tolist(), going.tolist(), strict=True
+            Decoded(tuple(row[:length]), total, nats, cut)
+            for row, length, total, nats, cut in zip(
+                rows,
+                lengths.tolist(),
+                log_probability.tolist(),
+                entropy.tolist(),
+                going.tolist(),
+                strict=True,
             )
         ]
 
@@ -208,6 +285,9 @@ class Whisper:
         self.network.save_pretrained(folder)
         self.feature_extractor.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def _run(self, features: Tensor, tokens: Tensor) -> object:
+        return self.network(features, decoder_input_ids=tokens, use_cache=False)
 
     def _text(self, decoded: Decoded) -> str:
         text = self.tokenizer.decode(list(decoded.tokens), skip_special_tokens=True)

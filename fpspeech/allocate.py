@@ -1,0 +1,114 @@
+"""How the sparsity is spread over a speech model's layers, for one speaker."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+from fpspeech.models import PretrainedModel, SpeechModel
+from fpspeech.pruning import (
+    InputStatistics,
+    PrunableLayer,
+    PruningConfig,
+    apply_masks,
+    prune_layers,
+)
+from fpspeech.pruning.allocation import erk, owl
+from fpspeech.pruning.sensitivity import Costs, measure_costs, sensitivity
+from fpspeech.signals import Reference
+
+LEVELS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Sparsities at which the cost of pruning each part of the model alone is measured."""
+
+_BLOCK = re.compile(r"(.*?\.\d+)\.")  # up to the first number: a layer of a stack, with its stack
+
+
+def allocate(
+    model: SpeechModel,
+    layers: Sequence[PrunableLayer],
+    statistics: Mapping[str, InputStatistics],
+    pruning: PruningConfig,
+    allocation: str,
+    costs: Costs | None = None,
+) -> PruningConfig:
+    """The settings with the sparsity of every layer written out; see `config.ALLOCATIONS`.
+
+    costs: of `part_costs`, for "sensitivity". What `pruning.overrides` says of single layers
+    comes on top of the allocation. Where the group of `pruning` decides itself what each layer
+    loses, there is nothing to allocate.
+    """
+    if allocation == "uniform" or pruning.group not in ("row", "layer"):
+        return pruning
+    if allocation == "owl":
+        blocks = {layer.name: block_of(model, layer.name) for layer in layers}
+        found = owl(layers, statistics, pruning.sparsity, blocks=blocks)
+    elif allocation == "erk":
+        found = erk(layers, pruning.sparsity)
+    else:
+        assert costs is not None  # `part_costs` was called
+        found = sensitivity(parts(model, layers), costs, pruning.sparsity)
+    return replace(pruning, overrides=(*found.overrides, *pruning.overrides))
+
+
+def block_of(model: PretrainedModel, name: str) -> str:
+    """The block of a layer: its layer of a stack of transformer layers, else its component."""
+    found = _BLOCK.match(name)
+    component = _component(model, name)
+    # The convolutions in front are a stack too, but one part of the model.
+    attends = component is None or component.split(".")[-1] in ("self_attn", "cross_attn", "ffn")
+    return found.group(1) if found and attends else component or name
+
+
+def parts(
+    model: PretrainedModel, layers: Sequence[PrunableLayer]
+) -> dict[str, list[PrunableLayer]]:
+    """The layers by component; one that belongs to none is a part of its own."""
+    found: dict[str, list[PrunableLayer]] = {}
+    for layer in layers:
+        found.setdefault(_component(model, layer.name) or layer.name, []).append(layer)
+    return found
+
+
+def _component(model: PretrainedModel, name: str) -> str | None:
+    for component, patterns in model.components.items():
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            return component
+    return None
+
+
+def part_costs(
+    model: SpeechModel,
+    layers: Sequence[PrunableLayer],
+    statistics: Mapping[str, InputStatistics],
+    pruning: PruningConfig,
+    reference: Reference,
+    generic: Mapping[str, InputStatistics] | None = None,
+) -> dict[str, dict[float, float]]:
+    """KL of the posteriors from the dense ones, for each part of the model pruned alone.
+
+    reference: of the dense model, on some of the speaker's audio. generic: see `prune_layers`.
+    Each part at each of `LEVELS` is one pass over that audio.
+    """
+    members = parts(model, layers)
+
+    @contextmanager
+    def pruned(part: str, level: float) -> Iterator[None]:
+        config = replace(pruning, sparsity=level, overrides=())
+        found = prune_layers(members[part], statistics, config, generic)
+        with apply_masks(
+            members[part],
+            found.masks,
+            network=model.network,
+            values=found.values,
+            kept=found.kept,
+        ):
+            yield
+
+    def divergence() -> float:
+        _, closeness = reference.compare(model)
+        return closeness.divergence
+
+    return measure_costs(members, LEVELS, pruned, divergence)

@@ -1,0 +1,148 @@
+"""Numbers of other people, automatic sparsity, allocations and controls, by the commands."""
+
+import json
+import shutil
+
+import pytest
+import soundfile
+
+from fpspeech import Personal
+from fpspeech.cli import main
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    try:
+        main([str(argument) for argument in arguments])
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.replace("│", " ").split())
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def test_generic_numbers_then_normalised(capsys, here, speech, tiny_group):
+    code, out, _ = run(
+        capsys, "generic", "--audio", speech / "ben", "--model", tiny_group,
+        "--out", "numbers/generic.safetensors", "--minutes", 0.05,
+    )  # fmt: skip
+    assert code == 0
+    assert out.startswith("1 speakers, 0.1 minutes")
+    where = ("--speaker", "ann", "--audio", speech, "--model", tiny_group, "--json")
+    given = (*where, "--generic", "numbers/generic.safetensors")
+    code, out, _ = run(capsys, "personalize", *given, "--normalize", "features=1,layer0=0.5")
+    assert code == 0
+    assert json.loads(out)["normalization"]["used"] == {"features": 1.0, "layer0": 0.5}
+    personal = Personal.load(here / "personal" / "ann")
+    assert "wav2vec2.feature_projection.layer_norm.weight" in personal.values
+    code, out, _ = run(
+        capsys, "personalize", *given, "--normalize", "search", "--search-budget", 2,
+        "--full-covariance", "--out", "searched",
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads(out)["normalization"]["evaluations"] <= 2
+    code, _, _ = run(capsys, "evaluate", "personal/ann", "--audio", speech, "--model", tiny_group)
+    assert code == 0
+    code, _, err = run(capsys, "personalize", *given, "--normalize", "nose=1", "--out", "nose")
+    assert code == 1
+    assert "has no site 'nose' to normalise: expected one of features" in squeezed(err)
+    code, _, err = run(capsys, "personalize", *given, "--score", "contrast", "--out", "contrast")
+    assert code == 1
+    assert "make them with `fpspeech generic --statistics`" in squeezed(err)
+    assert not (here / "contrast").exists()
+
+
+def test_generic_numbers_beside_the_weights_are_found(capsys, here, speech, tiny_group):
+    model = here / "base"
+    shutil.copytree(tiny_group, model)
+    code, _, _ = run(
+        capsys, "generic", "--audio", speech / "ben", "--model", model,
+        "--out", model / "generic.safetensors", "--statistics", "--products",
+    )  # fmt: skip
+    assert code == 0
+    where = ("--speaker", "ann", "--audio", speech, "--model", model, "--json")
+    for options in (
+        ("--score", "contrast", "--update", "none"),
+        ("--shrinkage", "auto"),
+        ("--shrinkage", "0.5"),
+        ("--normalize", "features=1"),
+    ):
+        code, _, err = run(capsys, "personalize", *where, *options, "--out", "ann", "--overwrite")
+        assert code == 0, err
+
+
+def test_generic_numbers_of_another_base_are_refused(capsys, here, speech, tiny_group, tiny_layer):
+    run(
+        capsys, "generic", "--audio", speech / "ben", "--model", tiny_layer,
+        "--out", "other.safetensors",
+    )  # fmt: skip
+    code, _, err = run(
+        capsys, "personalize", "--speaker", "ann", "--audio", speech, "--model", tiny_group,
+        "--normalize", "features=1", "--generic", "other.safetensors",
+    )  # fmt: skip
+    assert code == 1
+    assert "belong to a base with SHA-256" in squeezed(err)
+    code, _, err = run(
+        capsys, "generic", "--audio", speech, "--out", "x.safetensors", "--products",
+        "--model", tiny_group,
+    )  # fmt: skip
+    assert code == 2
+    assert "goes with --statistics" in squeezed(err)
+
+
+def test_an_automatic_sparsity_is_found_and_shown(capsys, here, speech, tiny_group):
+    where = ("--speaker", "ann", "--audio", speech, "--model", tiny_group)
+    code, out, err = run(capsys, "personalize", *where, "--sparsity", "auto", "--json")
+    assert code == 0
+    found = json.loads(out)["automatic_sparsity"]
+    assert "30% zeros: divergence" in squeezed(err)
+    personal = Personal.load(here / "personal" / "ann")
+    assert personal.config.automatic
+    assert personal.config.pruning.sparsity == found["sparsity"]
+    code, _, err = run(capsys, "personalize", *where, "--sparsity", "much")
+    assert code == 2
+    assert "expected a share such as 0.7, or auto; found 'much'" in squeezed(err)
+
+
+def test_an_allocation_is_spread_over_the_layers(capsys, here, speech, tiny_group):
+    where = ("--speaker", "ann", "--audio", speech, "--model", tiny_group)
+    code, out, _ = run(capsys, "personalize", *where, "--allocation", "erk", "--bias", "--json")
+    assert code == 0
+    layers = json.loads(out)["layers"].values()
+    assert len({layer["sparsity"] for layer in layers}) > 3
+
+
+def test_compare_with_controls_and_forgetting(capsys, here, speech, tiny_group):
+    (here / "others").mkdir()
+    for number, path in enumerate(sorted((speech / "ben").glob("*.wav"))):
+        samples, rate = soundfile.read(path)
+        soundfile.write(here / "others" / f"{number}.wav", samples[::-1], rate)
+    arguments = ("--audio", speech, "--model", tiny_group, "--sparsity", 0.5, "--speaker", "ann")
+    controls = ("--method", "wanda", "--method", "wanda@another", "--method", "wanda@generic")
+    code, _, err = run(capsys, "compare", *arguments, *controls)
+    assert code == 1
+    assert "--generic-audio" in squeezed(err)
+    code, out, _ = run(
+        capsys, "compare", *arguments, *controls, "--generic-audio", here / "others",
+        "--forgetting", 2, "--minutes", 0.02, "--json",
+    )  # fmt: skip
+    assert code == 0
+    rows = json.loads(out)
+    assert [row["method"] for row in rows] == ["dense", "wanda", "wanda@another", "wanda@generic"]
+    assert all(row["others_wer"] is not None for row in rows)
+    code, _, err = run(capsys, "compare", *arguments, "--method", "contrast")
+    assert code == 1
+    assert "score 'contrast' needs numbers of other people" in squeezed(err)
+    code, _, err = run(capsys, "compare", *arguments, "--method", "wanda+nonsense")
+    assert code == 1
+    assert "says 'nonsense'" in squeezed(err)
