@@ -1,4 +1,4 @@
-"""Stages 1 and 2 of the demo: recordings to train the base model, and the demo speakers."""
+"""Stage 0 of the demo: its speakers, and recordings to train the base model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_training_corpus(folder: Path, count: int) -> None:
     rng = random.Random(SEED)
     texts = list(islice(commands(rng, test=False), count * 4 // 5))
     texts += [word_string(rng) for _ in range(count - len(texts))]
-    write_audio_store(folder, _spoken([(text, training_voice(rng)) for text in texts]))
+    write_audio_store(folder, spoken([(text, training_voice(rng)) for text in texts]))
 
 
 def write_validation_corpus(folder: Path, count: int) -> None:
@@ -45,8 +45,8 @@ def write_validation_corpus(folder: Path, count: int) -> None:
     write_audio_store(
         folder,
         (
-            (text, voice, _placed(signal, random_room(generator), generator))
-            for text, voice, signal in _spoken(lines)
+            (text, voice, placed(signal, random_room(generator), generator))
+            for text, voice, signal in spoken(lines)
         ),
     )
 
@@ -63,17 +63,17 @@ def _write(speaker: DemoSpeaker, folder: Path, adapt: int, test: int) -> Iterato
     for split, count in (("adapt", adapt), ("test", test)):
         texts = different_commands(rng, count, test=split == "test")
         lines = [(text, speaker.voice) for text in texts]
-        for number, (text, _, signal) in enumerate(_spoken(lines)):
+        for number, (text, _, signal) in enumerate(spoken(lines)):
             identity = f"{speaker.name}-{split}-{number:02d}"
             audio = Path("speakers", speaker.name, split, f"{identity}.flac")
             path = folder / audio
             path.parent.mkdir(parents=True, exist_ok=True)
-            heard = _placed(signal, speaker.room, generator).clamp(-1, 1)
+            heard = placed(signal, speaker.room, generator).clamp(-1, 1)
             soundfile.write(path, heard.numpy(), SAMPLE_RATE, subtype="PCM_16")
             yield Recording(identity, audio.as_posix(), speaker.name, text, split)
 
 
-def _spoken(lines: list[tuple[str, Voice]]) -> Iterator[tuple[str, str, torch.Tensor]]:
+def spoken(lines: list[tuple[str, Voice]]) -> Iterator[tuple[str, str, torch.Tensor]]:
     """(text, voice, signal) of each line, in order; the engines run side by side."""
     torch.set_num_threads(1)
     with ThreadPoolExecutor(max_workers=3) as pool:
@@ -84,7 +84,7 @@ def _spoken(lines: list[tuple[str, Voice]]) -> Iterator[tuple[str, str, torch.Te
             yield text, str(voice), signal
 
 
-def _placed(signal: torch.Tensor, room: Room, generator: torch.Generator) -> torch.Tensor:
+def placed(signal: torch.Tensor, room: Room, generator: torch.Generator) -> torch.Tensor:
     """The signal with silent edges, heard in a room."""
     edge = int(EDGE_SECONDS * SAMPLE_RATE)
     padded = torch.nn.functional.pad(signal, (edge, edge))
@@ -94,22 +94,18 @@ def _placed(signal: torch.Tensor, room: Room, generator: torch.Generator) -> tor
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("training", "speakers"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--training-utterances", type=int, default=24_000)
-    parser.add_argument("--validation-utterances", type=int, default=200)
+    parser.add_argument("data_dir", type=Path, help="folder for the demo speakers")
+    parser.add_argument("--exp", type=Path, help="not used")
     parser.add_argument("--adapt", type=int, default=36, help="adaptation utterances a speaker")
     parser.add_argument("--test", type=int, default=40, help="test utterances a speaker")
     arguments = parser.parse_args()
+    if (arguments.data_dir / "manifest.jsonl").exists():
+        return
     try:
         check_engines()
     except RuntimeError as error:
         parser.error(str(error))
-    if arguments.what == "training":
-        write_validation_corpus(arguments.folder / "validation", arguments.validation_utterances)
-        write_training_corpus(arguments.folder / "training", arguments.training_utterances)
-    else:
-        write_demo_speakers(arguments.folder, arguments.adapt, arguments.test)
+    write_demo_speakers(arguments.data_dir, arguments.adapt, arguments.test)
 
 
 if __name__ == "__main__":

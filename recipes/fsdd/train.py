@@ -1,4 +1,4 @@
-"""Stage 1 of FSDD: the base model, from four speakers and synthetic digits."""
+"""Stage 0 of FSDD: the base model, from four speakers and synthetic digits."""
 
 from __future__ import annotations
 
@@ -12,18 +12,39 @@ import torch
 import torchaudio.functional
 from transformers import Wav2Vec2ForCTC
 
+from fpspeech.compare import at_most
+from fpspeech.corpora import Utterance, find_corpus
+from fpspeech.corpora.fsdd import DIGITS
+from fpspeech.corpora.utterance import ManifestError
+from fpspeech.demo import demo_model
+from fpspeech.generic import BESIDE_MODEL, in_turns, measure_generic
+from fpspeech.models import load_speech_model
 from recipes.audio_store import AudioStore, write_audio_store
-from recipes.base_model import new_base_model, save_base_model
+from recipes.base_model import save_base_model
 from recipes.ctc_training import Training, train
 from recipes.demo.voices import training_voice
-from recipes.fsdd.prepare import DIGITS
-from recipes.manifest import Recording, read_audio, read_manifest
+from recipes.manifest import Recording, read_audio, read_manifest, write_manifest
 from recipes.speech_synthesis import Voice, check_engines, synthesize
 
 SEED = 20261
+GENERIC_MINUTES = 5.0
+LEFT_OUT = ("theo", "nicolas")  # the recipe personalizes to them
 VALIDATION_TAKES = ("00", "01", "02", "03", "04")  # where no whole speaker is held out
 REPEATS = 3  # of a real recording, against each synthetic one once
 TELEPHONE_RATE = 8_000  # Hz, the corpus' own
+
+
+def write_training_manifest(path: Path, data_dir: Path | None) -> None:
+    """The recordings of the other four speakers; raises ManifestError where there are none."""
+    found = find_corpus("fsdd").utterances(data_dir)
+    write_manifest(
+        path,
+        (
+            Recording(each.id, str(each.audio.resolve()), each.speaker, each.text or "", "train")
+            for each in found
+            if each.speaker not in LEFT_OUT
+        ),
+    )
 
 
 def write_stores(manifest: Path, exp: Path, synthetic: int, development: str | None) -> None:
@@ -73,10 +94,10 @@ def _telephone(line: tuple[str, Voice]) -> torch.Tensor:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("manifest", type=Path, help="training.jsonl of stage 0")
-    parser.add_argument("exp", type=Path, help="holds samples and checkpoints")
     parser.add_argument("model", type=Path, help="folder for the finished model")
-    parser.add_argument("--init", type=Path, help="start from this model; else from nothing")
+    parser.add_argument("--exp", type=Path, required=True, help="for samples and checkpoints")
+    parser.add_argument("--data-dir", type=Path, help="of the corpus; else below $FPSPEECH_DATA")
+    parser.add_argument("--init", type=Path, help="start from this model; else from the demo's")
     parser.add_argument("--development", help="hold out this training speaker, to tune on")
     parser.add_argument("--synthetic", type=int, default=6000)
     parser.add_argument("--steps", type=int, default=1200)
@@ -88,14 +109,13 @@ def main() -> None:
     if not (arguments.exp / "training" / "utterances.jsonl").exists():
         try:
             check_engines()
-        except RuntimeError as error:
+            manifest = arguments.exp / "training.jsonl"
+            write_training_manifest(manifest, arguments.data_dir)
+        except (RuntimeError, ManifestError) as error:
             parser.error(str(error))
-        write_stores(arguments.manifest, arguments.exp, arguments.synthetic, arguments.development)
+        write_stores(manifest, arguments.exp, arguments.synthetic, arguments.development)
 
-    if arguments.init is None:
-        model = new_base_model(arguments.seed)
-    else:
-        model = Wav2Vec2ForCTC.from_pretrained(arguments.init)
+    model = Wav2Vec2ForCTC.from_pretrained(arguments.init or demo_model())
     options = Training(
         steps=arguments.steps,
         batch_seconds=32.0,
@@ -107,6 +127,19 @@ def main() -> None:
     validation = AudioStore(arguments.exp / "validation")
     train(model, training, validation, options, arguments.exp)
     save_base_model(model, arguments.model)
+    write_generic(arguments.model, arguments.exp / "training.jsonl")
+
+
+def write_generic(model: Path, manifest: Path) -> None:
+    """What the features are like for the speakers it was trained on, beside its weights."""
+    heard = [
+        Utterance(each.id, manifest.parent / each.audio, each.speaker)
+        for each in read_manifest(manifest)
+    ]
+    found = measure_generic(
+        load_speech_model(model, device="cpu"), at_most(in_turns(heard), GENERIC_MINUTES)
+    )
+    found.save(model / BESIDE_MODEL)
 
 
 if __name__ == "__main__":
