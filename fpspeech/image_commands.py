@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from fpspeech.console import notes, results, show_plan
-from fpspeech.evaluate_images import PhotoEvaluation, evaluate_photos
+from fpspeech.evaluate_images import PhotoEvaluation, PriorEvaluation, evaluate_photos
 from fpspeech.evaluation import Interval, percentage, percentage_interval
 from fpspeech.evaluation.accuracy import Accuracy, AccuracyChange
 from fpspeech.images import personalize_photos
@@ -93,7 +93,8 @@ def evaluate_user(
         )
     loaded = _load(recipe, model, device)
     test, others = photos.test(name), photos.others(name)
-    with _progress("answering", 2 * (len(test) + len(others))) as watcher:
+    models = 4 if personal.config.output_prior != "none" else 2
+    with _progress("answering", models * (len(test) + len(others))) as watcher:
         evaluation = evaluate_photos(
             loaded,
             personal,
@@ -167,6 +168,8 @@ def _show_personal(personal: Personal, folder: Path, following: str, as_json: bo
         f"({report['sparsity']:.1%}); {report['parameters']:,} parameters in all",
     )
     table.add_row("matched", f"moments of {report['batch_norms_matched']} BatchNorms")
+    if prior := report["output_prior"]:
+        table.add_row("answers", _answers(prior))
     for exclusion in report["excluded"]:
         table.add_row("left dense", f"{exclusion['name']}: {escape(exclusion['reason'])}")
     table.add_row("took", f"{sum(report['wall_seconds'].values()):.1f} s")
@@ -200,6 +203,7 @@ def _show_evaluation(evaluation: PhotoEvaluation, personal: Personal, as_json: b
                 "pruned": _accuracy(forgetting.pruned),
                 "change": asdict(forgetting.change),
             },
+            "output_prior": evaluation.prior and _prior_json(evaluation.prior),
         }
         print(json.dumps(value))
         return
@@ -210,21 +214,42 @@ def _show_evaluation(evaluation: PhotoEvaluation, personal: Personal, as_json: b
     table.add_column("accuracy", justify="right")
     table.add_column("95 % interval", justify="right")
 
-    def add(photos: str, among: str, name: str, found: Accuracy) -> None:
-        interval = percentage_interval(found.interval)
-        table.add_row(photos, among, name, percentage(found.rate), interval)
-
     mine, all_of = f"{evaluation.photos} of the user", f"all {everything} classes"
     only = f"the user's {few}"
-    add(mine, all_of, "dense", numbers.dense_all)
-    add(mine, all_of, "personal", numbers.pruned_all)
-    add(mine, only, "dense", numbers.dense_user)
-    add(mine, only, "personal", numbers.pruned_user)
+    blocks = [
+        (mine, all_of, numbers.dense_all, numbers.pruned_all),
+        (mine, only, numbers.dense_user, numbers.pruned_user),
+    ]
     if forgetting is not None:
         others = f"{forgetting.dense.right.size} of other classes"
-        add(others, all_of, "dense", forgetting.dense)
-        add(others, all_of, "personal", forgetting.pruned)
+        blocks += [(others, all_of, forgetting.dense, forgetting.pruned)]
+    parts = None if evaluation.prior is None else _parts_of(evaluation.prior)
+    for number, (photos, among, dense, whole) in enumerate(blocks):
+        models: list[tuple[str, Accuracy | None]] = [("dense", dense), ("personal", whole)]
+        if parts is not None:
+            dense_prior, pruned = parts[number]
+            models = [
+                ("dense", dense),
+                ("dense + prior", dense_prior),
+                ("pruned", pruned),
+                ("pruned + prior", whole),
+            ]
+        for name, found in models:
+            if found is not None:
+                interval = percentage_interval(found.interval)
+                table.add_row(photos, among, name, percentage(found.rate), interval)
     results.print(table)
+    if evaluation.prior is not None:
+        steps = evaluation.prior.parts
+        for what, step in (
+            ("the prior alone: (dense + prior) - dense", steps.prior),
+            ("pruning alone: pruned - dense", steps.pruning),
+            (
+                "pruning, with the prior: (pruned + prior) - (dense + prior)",
+                steps.pruning_with_prior,
+            ),
+        ):
+            results.print(f"{what}, {all_of}: {_difference(step.all)}", soft_wrap=True)
     results.print(f"personal - dense, {all_of}: {_change(numbers.change_all)}", soft_wrap=True)
     results.print(f"personal - dense, {only}: {_change(numbers.change_user)}", soft_wrap=True)
     results.print(
@@ -240,11 +265,50 @@ def _show_evaluation(evaluation: PhotoEvaluation, personal: Personal, as_json: b
     )
 
 
-def _change(change: AccuracyChange) -> str:
-    interval = percentage_interval(Interval(change.low, change.high), signed=True)
+def _answers(prior: Mapping[str, Any]) -> str:
+    if not prior["differs_from_training"]:
+        return f"all {prior['classes']} classes: these photos' shares may be those of training"
     return (
-        f"{percentage(change.difference, signed=True)} {escape(interval)}; probability that "
-        f"personal is better: {change.probability_better:.2f}"
+        f"{prior['kept_classes']} of {prior['classes']} classes, those expected among the photos, "
+        "and never another"
+    )
+
+
+def _prior_json(prior: PriorEvaluation) -> dict[str, Any]:
+    parts = prior.parts
+    others = (prior.other_classes_dense_prior, prior.other_classes_pruned)
+    return {
+        "dense_prior_all_classes": _accuracy(parts.dense_prior_all),
+        "pruned_without_prior_all_classes": _accuracy(parts.pruned_all),
+        "dense_prior_user_classes": _accuracy(parts.dense_prior_user),
+        "pruned_without_prior_user_classes": _accuracy(parts.pruned_user),
+        "dense_prior_other_classes": others[0] and _accuracy(others[0]),
+        "pruned_without_prior_other_classes": others[1] and _accuracy(others[1]),
+        "change_of_the_prior": asdict(parts.prior),
+        "change_of_pruning": asdict(parts.pruning),
+        "change_of_pruning_with_prior": asdict(parts.pruning_with_prior),
+    }
+
+
+def _parts_of(prior: PriorEvaluation) -> list[tuple[Accuracy | None, Accuracy | None]]:
+    """Dense with the prior and pruned without: all classes, the user's, photos of other classes."""
+    parts = prior.parts
+    return [
+        (parts.dense_prior_all, parts.pruned_all),
+        (parts.dense_prior_user, parts.pruned_user),
+        (prior.other_classes_dense_prior, prior.other_classes_pruned),
+    ]
+
+
+def _difference(change: AccuracyChange) -> str:
+    interval = percentage_interval(Interval(change.low, change.high), signed=True)
+    return f"{percentage(change.difference, signed=True)} {escape(interval)}"
+
+
+def _change(change: AccuracyChange) -> str:
+    return (
+        f"{_difference(change)}; probability that personal is better: "
+        f"{change.probability_better:.2f}"
     )
 
 

@@ -6,7 +6,8 @@ the file says is set; the defaults are those of `Config`.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,13 +17,25 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    field_validator,
     model_validator,
 )
 
 from fpspeech.config import Config
 from fpspeech.corpora.images import PhotoDataset
+from fpspeech.methods import pruning_of
 from fpspeech.pruning import PruningConfig
-from fpspeech.recipe_file import RecipeError, nearest, read_yaml, validated
+from fpspeech.recipe_file import (
+    Module,
+    RecipeError,
+    distinct,
+    nearest,
+    read_yaml,
+    validated,
+)
+
+METHODS = ("fine_pruning", "wanda", "magnitude", "random")
+"""What a recipe that names no methods measures beside its personal models."""
 
 PICTURE_STRIDE = 1
 """Rows between two that Σxxᵀ is counted at: every 4th of a map 8 high is an edge and one other."""
@@ -39,7 +52,7 @@ Name = Annotated[str, BeforeValidator(_as_text)]
 def _classes(value: Any) -> tuple[str, ...] | int | None:
     if value is None or (isinstance(value, int) and value > 0 and value is not True):
         return value
-    names = [_as_text(each) for each in value] if isinstance(value, list) else []
+    names = [_as_text(each) for each in value] if isinstance(value, (list, tuple)) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"expected names of classes, or how many to draw, found {value!r}")
     return tuple(names)
@@ -98,10 +111,10 @@ class Photos(Section):
         """What to call it in a message."""
         return self.folder or self.dataset or ""
 
-    def open(self) -> PhotoDataset | Path:
-        """The folder, or the dataset."""
+    def open(self, root: str | None = None) -> PhotoDataset | Path:
+        """The folder, below `root` where that is given, or the dataset."""
         if self.dataset is None:
-            return Path(self.folder or "")
+            return Path(root or "", self.folder or "")
         return PhotoDataset(
             self.dataset,
             self.split or "",
@@ -143,20 +156,29 @@ class Pruning(Section):
     update: str | None = None
     ridge: float | None = None
     product_stride: int | None = None
+    order: str | None = None
 
 
 class Recipe(Section):
     """A whole recipe.
 
-    model, revision: the base. photos: all photos, of which `test_share` of each class test; or
+    model, revision: the base. data_dir: where the folders of photos are. model_from, data_from:
+    modules of the recipes that train the model into the folder `model`, and that fill data_dir,
+    where they are not there yet. photos: all photos, of which `test_share` of each class test; or
     adapt and test: photos apart. outputs: which output of the model each class is, as
     {class: label}, or "in_order" where classes, sorted by name or in the dataset's order, and
     outputs agree; by default by name. users: by name. forgetting_photos: how many photos of other
-    classes to measure on. seed: of splits, draws and intervals.
+    classes to measure on. seed: of splits, draws and intervals. pruning says how personal models
+    are made. For `fpspeech run` also: exp, the folder to write; sparsity, of the personal models
+    and all else that is measured; methods, the others to measure, see `pruning_of`; push, a
+    repository of the Hugging Face Hub for the personal models.
     """
 
     model: str
     revision: str | None = None
+    model_from: Module | None = None
+    data_dir: str | None = None
+    data_from: Module | None = None
     photos: Photos | None = None
     adapt: Photos | None = None
     test: Photos | None = None
@@ -168,8 +190,28 @@ class Recipe(Section):
     components: dict[str, float] | None = None
     batch_size: int | None = None
     batch_norm: Literal["match", "keep"] | None = None
+    output_prior: Literal["none", "em"] | None = None
     forgetting_photos: Annotated[int, Field(ge=0)] = 0
+    exp: str | None = None
+    sparsity: list[float] = Field(default_factory=lambda: [0.3, 0.5, 0.7], min_length=1)
+    methods: list[str] = Field(default_factory=lambda: list(METHODS))
+    device: str = "auto"
+    push: str | None = None
     seed: int = 0
+
+    @field_validator("sparsity", "methods")
+    @classmethod
+    def _distinct(cls, values: list[Any]) -> list[Any]:
+        return distinct(values)
+
+    @model_validator(mode="after")
+    def _methods_fit(self) -> Recipe:
+        for method in self.methods:
+            for sparsity in self.sparsity:
+                replace(pruning_of(method, PruningConfig()), sparsity=sparsity)
+        if self.data_from is not None and self.data_dir is None:
+            raise ValueError("data_from fills data_dir: say where that is")
+        return self
 
     @model_validator(mode="after")
     def _photos_once(self) -> Recipe:
@@ -179,15 +221,19 @@ class Recipe(Section):
             raise ValueError("test_share splits photos; adapt and test are apart already")
         return self
 
-    def config(self, **changes: Any) -> Config:
-        """The settings; changes (as in `Pruning`) overrule the file.
+    def config(self, *, output_prior: str | None = None, **changes: Any) -> Config:
+        """The settings; output_prior and changes (as in `Pruning`) overrule the file.
 
         Unlike elsewhere, Σxxᵀ is counted at every position by default, see `PICTURE_STRIDE`.
         Raises PruningError on values out of range.
         """
         pruning: dict[str, Any] = self.pruning.model_dump(exclude_none=True)
         pruning |= {name: value for name, value in changes.items() if value is not None}
-        given: dict[str, Any] = {"batch_size": self.batch_size, "batch_norm": self.batch_norm}
+        given: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "batch_norm": self.batch_norm,
+            "output_prior": output_prior or self.output_prior,
+        }
         given = {name: value for name, value in given.items() if value is not None}
         return Config(
             pruning=PruningConfig(
@@ -197,6 +243,13 @@ class Recipe(Section):
             components=tuple((self.components or {}).items()),
             **given,
         )
+
+    def overruled(self, changes: Mapping[str, Any]) -> Recipe:
+        """The recipe with other values, as from the command line; raises RecipeError."""
+        content = self.model_dump(exclude_unset=True, warnings=False)
+        if "model" in changes and "revision" not in changes:
+            content.pop("revision", None)  # it was the other model's
+        return _validated(content | dict(changes), "command line")
 
     def user(self, name: str) -> User:
         """A user by name; raises RecipeError, with the nearest one, where there is none."""
@@ -213,7 +266,10 @@ assert set(Pruning.model_fields) < {each.name for each in fields(PruningConfig)}
 
 def read_recipe(path: Path) -> Recipe:
     """Reads a recipe file; raises RecipeError with everything that is wrong with it, by key."""
-    content = read_yaml(path, "model: microsoft/resnet-50")
+    return _validated(read_yaml(path, "model: microsoft/resnet-50"), str(path))
+
+
+def _validated(content: Mapping[str, Any], where: str) -> Recipe:
     sections: dict[str, type[Section]] = {
         "photos": Photos,
         "adapt": Photos,
@@ -221,4 +277,4 @@ def read_recipe(path: Path) -> Recipe:
         "users": User,
         "pruning": Pruning,
     }
-    return validated(Recipe, content, str(path), sections)
+    return validated(Recipe, content, where, sections)

@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 Recipe = TypeVar("Recipe", bound=BaseModel)
 
 
 class RecipeError(ValueError):
     """A recipe file that cannot be used; names the file and the key, and the remedy."""
+
+
+def _module(name: str) -> str:
+    if not re.fullmatch(r"recipes(\.\w+)+", name):
+        raise ValueError(f"expected a module such as recipes.fsdd.train, found {name!r}")
+    return name
+
+
+Module = Annotated[str, AfterValidator(_module)]
+"""A module of the repository's recipes: a recipe file has nothing else run."""
+
+KINDS = {"corpus": "speech", "users": "photos"}
+"""The key that only a recipe of this kind has."""
+
+
+def kind_of_recipe(path: Path) -> str:
+    """ "speech" or "photos", by the keys of a recipe file; raises RecipeError for neither."""
+    content = read_yaml(path, "model: openai/whisper-tiny.en")
+    found = [kind for key, kind in KINDS.items() if key in content]
+    if len(found) == 1:
+        return found[0]
+    hints = (near for name in content if (near := nearest(str(name), KINDS)))
+    raise RecipeError(
+        f"{path}: expected either the key corpus (a recipe for speech) or the key users (one for "
+        f"photos), found {'both' if found else 'neither'}{next(hints, '')}"
+    )
 
 
 def read_yaml(path: Path, example: str) -> dict[str, Any]:
@@ -47,6 +74,14 @@ def validated(
     except ValidationError as error:
         lines = dict.fromkeys(_explained(error, recipe, sections))
         raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from error
+
+
+def distinct(values: list[Any]) -> list[Any]:
+    """The same values; raises ValueError for one that is there more than once."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"expected {value!r} once, found it {values.count(value)} times")
+    return values
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -13,15 +13,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fpspeech.compare import pruning_of
 from fpspeech.config import Config
 from fpspeech.corpora import find_corpus
 from fpspeech.evaluation import text_normalizer
+from fpspeech.methods import OWN, calibration_of, config_of
 from fpspeech.pruning import PruningConfig
 from fpspeech.recipe import Name, Section
-from fpspeech.recipe_file import read_yaml, validated
+from fpspeech.recipe_file import Module, distinct, read_yaml, validated
 
-STAGES = ("data", "dense", "personalize", "controls", "report", "push")
 METHODS = ("obs+least_squares", "fine_pruning", "magnitude", "random")
 
 
@@ -29,13 +28,20 @@ class CorpusSection(Section):
     """Which corpus: its name, where it is, and the options of its reader.
 
     data_dir: by default below $FPSPEECH_DATA. download: get it where it is not found, and
-    neither data_dir says where.
+    data_dir does not say where. data_from: a module of the recipes that makes data_dir.
     """
 
     name: str
     data_dir: str | None = None
     download: bool = False
+    data_from: Module | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> CorpusSection:
+        if self.data_from is not None and self.data_dir is None:
+            raise ValueError("data_from makes data_dir: say where that is")
+        return self
 
     @field_validator("name")
     @classmethod
@@ -50,21 +56,25 @@ class PruningSection(Section):
     ridge: float | None = None
     cap: float | None = None
     product_stride: int | None = None
+    order: str | None = None
 
 
 class SpeechRecipe(Section):
     """A whole recipe.
 
-    model, revision: the base. exp: the folder to write. speakers: names, or all that have
-    recordings on both sides. methods: see `pruning_of`; the first makes the personal models,
+    model, revision: the base. model_from: a module of the recipes that trains it into the folder
+    `model`, where it is not there yet. exp: the folder to write. speakers: names, or all that have
+    recordings on both sides. methods: see `config_of`; the first makes the personal models,
     the others are controls. another_speaker: whether models of one speaker are also measured
-    on another. push: a repository of the Hugging Face Hub to upload the personal models to.
+    on another. generic: a file of `fpspeech generic`, for methods that need other people's
+    numbers. push: a repository of the Hugging Face Hub to upload the personal models to.
     seed: of the split, of draws and of intervals.
     """
 
     corpus: CorpusSection
     model: str
     revision: str | None = None
+    model_from: Module | None = None
     exp: str
     speakers: Literal["all"] | Annotated[list[Name], Field(min_length=1)] = "all"
     sparsity: list[float] = Field(default_factory=lambda: [0.3, 0.5, 0.7], min_length=1)
@@ -72,6 +82,7 @@ class SpeechRecipe(Section):
     another_speaker: bool = True
     language: str = "en"
     pruning: PruningSection = PruningSection()
+    generic: str | None = None
     exclude: list[str] = Field(default_factory=list)
     batch_size: Annotated[int, Field(ge=1)] = 1
     device: str = "auto"
@@ -81,10 +92,7 @@ class SpeechRecipe(Section):
     @field_validator("sparsity", "methods", "speakers")
     @classmethod
     def _distinct(cls, values: list[Any] | str) -> list[Any] | str:
-        for value in values if isinstance(values, list) else []:
-            if values.count(value) > 1:
-                raise ValueError(f"expected {value!r} once, found it {values.count(value)} times")
-        return values
+        return distinct(values) if isinstance(values, list) else values
 
     @field_validator("language")
     @classmethod
@@ -101,6 +109,11 @@ class SpeechRecipe(Section):
                 f"{self.language!r}: make them agree"
             )
         for method in self.methods:
+            if calibration_of(method) != OWN:
+                raise ValueError(
+                    f"the method {method!r} is not calibrated on the speaker: another_speaker is "
+                    "the control that a recipe has for that"
+                )
             for sparsity in self.sparsity:
                 self.config(method, sparsity)
         return self
@@ -110,12 +123,13 @@ class SpeechRecipe(Section):
         pruning = PruningConfig(
             sparsity=sparsity, seed=self.seed, **self.pruning.model_dump(exclude_none=True)
         )
-        return Config(
-            pruning=pruning_of(method, pruning),
+        config = Config(
+            pruning=pruning,
             exclude=tuple(self.exclude),
             batch_size=self.batch_size,
             language=self.language,
         )
+        return config_of(method, config)
 
     def overruled(self, changes: Mapping[str, Any]) -> SpeechRecipe:
         """The recipe with other values, as from the command line; `data_dir` is the corpus'.

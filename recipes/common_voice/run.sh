@@ -6,17 +6,6 @@
 # --speaker and --sparsity may be given several times; settings are in common_voice.yaml.
 set -euo pipefail
 
-recipe=$(dirname "$0")/common_voice.yaml python=${PYTHON:-python3}
-
-log() { echo "$(date '+%Y-%m-%d %H:%M:%S') $*" >&2; }
-
-for argument in "$@"; do
-    if [[ $argument == --help || $argument == -h ]]; then
-        sed -n '2,6s/^# \{0,1\}//p' "$0"
-        exit 0
-    fi
-done
-
-log "run $recipe $*"
-$python -m fpspeech.cli run "$recipe" "$@"
-log "done"
+here=$(dirname "$0")
+source "$here/../run_stages.sh"
+run_stages "$0" "$here/common_voice.yaml" "$@"

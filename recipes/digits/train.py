@@ -1,4 +1,4 @@
-"""Stage 2 of the digits: a small ResNet from scratch. Training with labels, before any user."""
+"""Stage 0 of the digits: a small ResNet from scratch. Training with labels, before any user."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from fpspeech.corpora.images import decode, photos_in_folder
 from fpspeech.models import load_image_model
+from fpspeech.output_folder import whole_folder
 
 CLASSES = [str(digit) for digit in range(10)]
 PROCESSOR = {
@@ -92,19 +93,21 @@ def _shifted(pixels: Tensor, generator: torch.Generator) -> Tensor:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pictures", type=Path, help="a folder a digit, of stage 1")
     parser.add_argument("model", type=Path, help="folder for the finished model")
+    parser.add_argument("--data-dir", type=Path, required=True, help="holds training/")
+    parser.add_argument("--exp", type=Path, help="not used")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    train(
-        arguments.pictures,
-        arguments.model,
-        arguments.epochs,
-        arguments.learning_rate,
-        arguments.seed,
-    )
+    with whole_folder(arguments.model) as draft:
+        train(
+            arguments.data_dir / "training",
+            draft,
+            arguments.epochs,
+            arguments.learning_rate,
+            arguments.seed,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage 1 of ImageNet: photos streamed from the Hugging Face Hub into folders, once for all."""
+"""Stage 0 of ImageNet: photos streamed from the Hugging Face Hub into folders, once for all."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from fpspeech.corpora.images import PhotoDataset, PhotosError
 
 DATASET = "ILSVRC/imagenet-1k"
+SPLITS = {"train": "train", "val": "validation"}
+"""Of the dataset, by the folder of each."""
 
 
 def collect(dataset: PhotoDataset, folder: Path, per_class: int) -> int:
@@ -36,17 +38,18 @@ def collect(dataset: PhotoDataset, folder: Path, per_class: int) -> int:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("split", help="train or validation")
-    parser.add_argument("folder", type=Path, help="folder to write, a folder a class")
+    parser.add_argument("data_dir", type=Path, help="folder to write, with train/ and val/")
+    parser.add_argument("--exp", type=Path, help="not used")
     parser.add_argument("--per-class", type=int, default=50)
     parser.add_argument("--dataset", default=DATASET, help="a Hub id, or a local folder")
     arguments = parser.parse_args()
-    dataset = PhotoDataset(arguments.dataset, arguments.split)
-    try:
-        count = collect(dataset, arguments.folder, arguments.per_class)
-    except PhotosError as error:
-        parser.error(str(error))
-    print(f"{count} photos in {arguments.folder}")
+    for folder, split in SPLITS.items():
+        place = arguments.data_dir / folder
+        try:
+            count = collect(PhotoDataset(arguments.dataset, split), place, arguments.per_class)
+        except PhotosError as error:
+            parser.error(str(error))
+        print(f"{count} photos in {place}")
 
 
 if __name__ == "__main__":

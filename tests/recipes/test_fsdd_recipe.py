@@ -1,28 +1,16 @@
 """The FSDD recipe finds the corpus, says how to get it, and never trains on who is left out."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import soundfile
 
-from fpspeech.corpora import read_utterances
+from fpspeech.corpora import ManifestError, find_corpus, read_utterances
+from fpspeech.speech_recipe import read_speech_recipe
+from fpspeech.speech_stages import run_speech_recipe
 
 ROOT = Path(__file__).parents[2]
-
-
-def run_stage_0(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    variables = {key: value for key, value in os.environ.items() if key != "FPSPEECH_DATA"}
-    return subprocess.run(
-        ["recipes/fsdd/run.sh", "--stop-stage", "0", "--exp", str(folder / "exp"), *arguments],
-        cwd=ROOT,
-        env=variables | {"PYTHON": sys.executable} | environment,
-        capture_output=True,
-        text=True,
-    )
 
 
 @pytest.fixture
@@ -38,27 +26,48 @@ def corpus(tmp_path):
     return folder.parent
 
 
-def test_without_the_corpus_the_download_command_is_shown(tmp_path):
-    done = run_stage_0(tmp_path)
-    assert done.returncode != 0
-    assert "git clone" in done.stderr
-    done = run_stage_0(tmp_path, "--data-dir", str(tmp_path))
-    assert done.returncode != 0
-    assert "no recordings like 0_theo_0.wav" in done.stderr
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    monkeypatch.delenv("FPSPEECH_DATA", raising=False)
+    path = ROOT / "recipes" / "fsdd" / "fsdd.yaml"
+    return read_speech_recipe(path).overruled({"exp": str(tmp_path / "exp")})
+
+
+def test_without_the_corpus_it_says_how_to_get_it(tmp_path, recipe, tiny_group):
+    with pytest.raises(ManifestError, match=r"recordings/0_theo_0\.wav.*git clone"):
+        run_speech_recipe(recipe, 0, 0, {"data_dir": str(tmp_path), "model": str(tiny_group)})
 
 
 @pytest.mark.parametrize("by", ["option", "variable"])
-def test_the_manifest_splits_the_left_out_speakers_by_take(tmp_path, corpus, by):
+def test_the_manifest_splits_the_left_out_speakers_by_take(
+    tmp_path, corpus, recipe, tiny_group, by, monkeypatch
+):
+    changes = {"model": str(tiny_group)}  # which is not to be trained
     if by == "option":
-        done = run_stage_0(tmp_path, "--data-dir", str(corpus))
+        changes["data_dir"] = str(corpus)
     else:
-        done = run_stage_0(tmp_path, FPSPEECH_DATA=str(corpus.parent))
-    assert done.returncode == 0, done.stderr
+        monkeypatch.setenv("FPSPEECH_DATA", str(corpus.parent))
+    run_speech_recipe(recipe, 0, 0, changes)
     utterances = read_utterances(tmp_path / "exp" / "manifest.jsonl", with_text=True)
     assert {utterance.speaker for utterance in utterances} == {"theo", "nicolas"}
     for utterance in utterances:
         digit, _, take = utterance.audio.stem.split("_")
         assert utterance.split == ("adapt" if int(take) < 25 else "test")
         assert utterance.text == {"0": "ZERO", "7": "SEVEN"}[digit]
-    training = (tmp_path / "exp" / "training.jsonl").read_text().splitlines()
-    assert {json.loads(line)["speaker"] for line in training} == {"lucas"}
+
+
+def test_the_base_model_is_trained_on_the_others_alone(tmp_path, corpus, recipe):
+    from recipes.fsdd.train import LEFT_OUT, write_training_manifest
+
+    assert set(recipe.corpus.options["speakers"]) == set(LEFT_OUT)
+    path = tmp_path / "exp" / "training.jsonl"
+    write_training_manifest(path, corpus)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {row["speaker"] for row in rows} == {"lucas"}
+    assert len(rows) == 8
+    assert all(Path(row["audio"]).is_file() for row in rows)
+
+
+def test_a_speaker_there_is_not(corpus):
+    with pytest.raises(ManifestError, match=r"'ann', found those of lucas, nicolas, theo"):
+        find_corpus("fsdd").utterances(corpus, speakers=["theo", "ann"])

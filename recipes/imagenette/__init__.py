@@ -1,0 +1,1 @@
+"""Imagenette: three users of three of its ten classes."""
