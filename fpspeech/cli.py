@@ -334,7 +334,7 @@ def personalize(
                 generic=numbers,
                 checkpoint=checkpoint,
                 listener=listener,
-                say=lambda line: console.notes.print(line, highlight=False),
+                say=lambda line: console.notes.print(line, highlight=False, soft_wrap=True),
             )
     except Interrupted as interrupted:
         console.notes.print(f"{interrupted}; run the same command again to go on")

@@ -103,6 +103,7 @@ class Config:
             raise TypeError(f"unknown settings {sorted(unknown)}")
         return cls(
             **{
+                "allocation": "uniform",  # the only one there was before it was written down
                 **others,
                 "pruning": PruningConfig(**pruning),
                 "exclude": tuple(value["exclude"]),

@@ -71,7 +71,8 @@ def layers_of(model):
 
 
 def settings(model, pruning, **named):
-    return Config(pruning=pruning, normalize=STRENGTHS[model.family], **named)
+    normalize = STRENGTHS[model.family]
+    return Config(pruning=pruning, normalize=normalize, allocation="uniform", **named)
 
 
 def adapted(model, utterances, config, generic, **named):
@@ -235,7 +236,7 @@ def test_a_contrast_in_sequential_order_gets_the_generic_statistics(tiny_group, 
     layers = layers_of(model)
     generic = measure_generic(model, others, layers)
     pruning = PruningConfig(sparsity=0.5, score="contrast", update="none", order="sequential")
-    config = Config(pruning=pruning)
+    config = Config(pruning=pruning, allocation="uniform")
     found = adapted(model, utterances[:2], config, generic).prune(config)
     expected = prune_while_listening(
         model, layers, utterances[:2], pruning, generic=generic.statistics

@@ -87,6 +87,13 @@ def test_uniform_is_left_as_it_is(model, layers):
     assert allocate(model, layers, {}, PRUNING, "uniform") is PRUNING
 
 
+@pytest.mark.parametrize("group", ["global", "2:4"])
+def test_where_the_group_decides_there_is_nothing_to_allocate(model, layers, group):
+    pruning = PruningConfig(sparsity=0.5, group=group)
+    for allocation in ("owl", "erk", "sensitivity"):
+        assert allocate(model, layers, {}, pruning, allocation) is pruning
+
+
 def test_owl_and_erk_meet_the_total_and_spread_it(model, layers, utterances):
     statistics = listen(model, layers, utterances).statistics
     for allocation in ("owl", "erk"):

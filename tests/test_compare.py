@@ -109,7 +109,8 @@ def test_masks_of_a_control_are_those_of_the_others_recordings(model, utterances
         adapting.Adaptation, "prune", lambda *a, **n: found.append(prune(*a, **n)) or found[-1]
     )
     rows = compared(model, utterances, ["fine_pruning", "fine_pruning@another"])
-    config = replace(CONFIG, pruning=PruningConfig(0.5, score="fine_pruning", update="none"))
+    pruning = PruningConfig(0.5, score="fine_pruning", update="none")
+    config = replace(CONFIG, pruning=pruning, allocation="uniform")
     made = list(found)  # what follows prunes, too
     for pruned, name in zip(made, ("ann", "ben"), strict=True):
         mine = [u for u in utterances if (u.speaker, u.split) == (name, "adapt")]

@@ -78,9 +78,8 @@ def test_errors_name_what_is_wrong(method, message):
         config_of(method, Config())
 
 
-def test_an_allocation_that_the_group_rules_out_is_refused():
-    with pytest.raises(PruningError, match="'owl' says what each layer loses"):
-        config_of("obs+owl", Config(pruning=PruningConfig(group="global")))
+def test_without_an_allocation_every_layer_loses_the_same():
+    assert config_of("obs", Config(allocation="erk")).allocation == "uniform"
 
 
 def test_pruning_alone_for_those_who_have_no_more():

@@ -209,7 +209,7 @@ def test_recordings_that_change_meanwhile_are_an_error(tiny_group, utterances, s
 
 
 def test_personalize_in_sequential_order(model, utterances, tmp_path):
-    config = Config(pruning=CONFIG)
+    config = Config(pruning=CONFIG, allocation="uniform")
     personal = personalize(model, utterances, config)
     layers = select_layers_of(model, config).layers
     expected = prune_while_listening(model, layers, utterances, CONFIG)
