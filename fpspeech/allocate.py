@@ -16,7 +16,7 @@ from fpspeech.pruning import (
     apply_masks,
     prune_layers,
 )
-from fpspeech.pruning.allocation import erk, owl
+from fpspeech.pruning.allocation import CAP, erk, owl
 from fpspeech.pruning.sensitivity import Costs, measure_costs, sensitivity
 from fpspeech.signals import Reference
 
@@ -44,7 +44,9 @@ def allocate(
         return pruning
     if allocation == "owl":
         blocks = {layer.name: block_of(model, layer.name) for layer in layers}
-        found = owl(layers, statistics, pruning.sparsity, blocks=blocks)
+        # The usual cap, unless more than that is to be pruned anyway.
+        cap = max(CAP, (1 + pruning.sparsity) / 2)
+        found = owl(layers, statistics, pruning.sparsity, cap=cap, blocks=blocks)
     elif allocation == "erk":
         found = erk(layers, pruning.sparsity)
     else:

@@ -90,8 +90,10 @@ def find_sparsity(
             f"an automatic sparsity is found on held-out recordings, but of these {len(held_out)} "
             "none can be used: give more recordings, or a sparsity"
         )
-    reference = Reference(model, windows)
-    dense_consistency = consistency(model, windows)
+    # Normalising is no damage: what is pruned is held to the normalised model.
+    with adaptation.normalized.apply(model):
+        reference = Reference(model, windows)
+        dense_consistency = consistency(model, windows)
     tried: list[Level] = []
     allowed, pruned = 0.0, None
     for sparsity in levels:

@@ -68,9 +68,18 @@ def _what(base: Mapping[str, Any], config: Config, report: Mapping[str, Any]) ->
         "backpropagation. "
         + (f"The kept weights of {updated} layers are refitted, in float16. " if updated else "")
         + (f"The moments of {matched} BatchNorms are matched to the base's. " if matched else "")
+        + _normalized(report.get("normalization"))
         + _answers(report.get("output_prior"))
         + f"SHA-256 of the base weights: `{base['sha256']}`."
     )
+
+
+def _normalized(account: Mapping[str, Any] | None) -> str:
+    used = {name: s for name, s in (account or {}).get("used", {}).items() if s > 0}
+    if not used:
+        return ""
+    places = ", ".join(f"{name} (strength {strength:g})" for name, strength in used.items())
+    return f"The speaker's features are normalised to other people's at {places}. "
 
 
 def _answers(prior: Mapping[str, Any] | None) -> str:
