@@ -39,6 +39,10 @@ class Fake:
     def model(self):
         return self
 
+    @property
+    def normalized(self):
+        return _Normalized(self)
+
     def prune(self, config):
         self.pruned.append(config.pruning.sparsity)
         return config.pruning.sparsity
@@ -51,6 +55,7 @@ class Fake:
 
     def hypothesis(self, window, along=None):
         self.windows.append(window)
+        self.references += self.normalizing
         wrong = {what for sparsity, what in self.damage.items() if sparsity <= self.sparsity}
         text, drift = TEXT, 0.01 * self.sparsity
         if "silent" in wrong:
@@ -65,6 +70,21 @@ class Fake:
         return Hypothesis(text, (0,) * 4, -1.0, 1.0, 4, posteriors)
 
     originals: list = field(default_factory=list)
+    normalizing: bool = False
+    references: int = 0
+
+
+@dataclass
+class _Normalized:
+    """Says whether the model was heard under the speaker's normalisation."""
+
+    fake: Fake
+
+    @contextmanager
+    def apply(self, model):
+        self.fake.normalizing = True
+        yield
+        self.fake.normalizing = False
 
 
 @pytest.fixture
@@ -76,6 +96,12 @@ def search(damage, utterances, **named):
     fake = Fake(damage)
     found, pruned = find_sparsity(fake, CONFIG, utterances[:2], **named)
     return fake, found, pruned
+
+
+def test_the_reference_is_the_normalised_model(utterances):
+    fake, _, _ = search({0.4: "far"}, utterances)
+    assert fake.references > 0
+    assert not fake.normalizing
 
 
 @pytest.mark.parametrize(

@@ -195,9 +195,8 @@ def test_compare_prints_and_writes_a_table(capsys, here, speech, tiny_group):
     lines = out.splitlines()
     assert lines[0] == "| speaker | method | no zeros | 50% zeros |"
     rows = [line.split(" | ")[:2] for line in lines[2:]]
-    assert rows[:4] == [
-        ["| ann", method] for method in ("dense", "obs+least_squares", "fine_pruning", "magnitude")
-    ]
+    methods = ("dense", "obs+least_squares+owl", "fine_pruning", "magnitude")
+    assert rows[:4] == [["| ann", method] for method in methods]
     assert ["| all", "dense"] in rows
     assert (here / "table" / "table.md").read_text() == out.rstrip("\n") + "\n"
     values = json.loads((here / "table" / "table.json").read_text())
