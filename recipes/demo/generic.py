@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 from fpspeech.corpora import Utterance
-from fpspeech.generic import BESIDE_MODEL, measure_generic
+from fpspeech.generic import BESIDE_MODEL, Generic, measure_generic
 from fpspeech.models import load_speech_model
 from recipes.demo.corpus import placed, spoken
 from recipes.demo.sentences import commands
@@ -36,6 +36,15 @@ def write_utterances(folder: Path, count: int) -> list[Utterance]:
     return found
 
 
+def write_generic(model: Path, count: int = 300) -> Generic:
+    """Measures the base model in this folder, and writes the file beside its weights."""
+    with TemporaryDirectory() as folder:
+        utterances = write_utterances(Path(folder), count)
+        found = measure_generic(load_speech_model(model, device="cpu"), utterances)
+    found.save(model / BESIDE_MODEL)
+    return found
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -46,10 +55,7 @@ def main() -> None:
         check_engines()
     except RuntimeError as error:
         parser.error(str(error))
-    model = load_speech_model(arguments.model, device="cpu")
-    with TemporaryDirectory() as folder:
-        found = measure_generic(model, write_utterances(Path(folder), arguments.utterances))
-    found.save(arguments.model / BESIDE_MODEL)
+    found = write_generic(arguments.model, arguments.utterances)
     print(f"{found.speakers} voices, {found.seconds / 60:.1f} minutes in {BESIDE_MODEL}")
 
 

@@ -11,6 +11,7 @@ from recipes.audio_store import AudioStore
 from recipes.base_model import new_base_model, save_base_model
 from recipes.ctc_training import Training, train
 from recipes.demo.corpus import write_training_corpus, write_validation_corpus
+from recipes.demo.generic import write_generic
 from recipes.speech_synthesis import check_engines
 
 
@@ -42,6 +43,7 @@ def main() -> None:
     options = Training(steps=arguments.steps, seed=arguments.seed)
     train(model, training, validation, options, arguments.exp)
     save_base_model(model, arguments.model)
+    write_generic(arguments.model)
 
 
 if __name__ == "__main__":
