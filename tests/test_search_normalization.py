@@ -185,7 +185,7 @@ def test_a_real_search_is_the_same_every_time_and_its_objective_is_the_entropy(
     assert_nothing_changed(model, dense)
     point = dict(first.searched.steps[1].point)
     chosen = module.Normalization(tuple(point.items()))
-    with normalize(model, few[::2], chosen, generic).apply(model):
+    with normalize(model, few, chosen, generic).apply(model):
         heard = [model.hypothesis(each) for each in few[::2]]
     entropy = sum(each.entropy for each in heard) / sum(each.informative for each in heard)
     assert first.searched.steps[1].objective in (pytest.approx(entropy), float("inf"))

@@ -243,7 +243,7 @@ def _untar(archive: Path, draft: Path) -> None:
     with _decompressed(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
         for member in tar:
             _require_inside(archive, member.name, is_plain=member.isfile() or member.isdir())
-            tar.extract(member, draft, filter="data")
+            _extract(tar, member, draft / member.name)
         # tarfile stops without a word at a damaged header: after the last member only zeros may
         # follow. Reading to the end also compares the checksum of the compression.
         stream.seek(tar.offset)
@@ -254,6 +254,17 @@ def _untar(archive: Path, draft: Path) -> None:
                 raise tarfile.ReadError(f"damaged after byte {tar.offset}")
         if blocks == 0:
             raise tarfile.ReadError("no end of the archive")
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    """Writes a file or makes a folder; owners, modes and times of the archive do not matter."""
+    # Not tar.extract: its filter is missing from Python 3.11 before 3.11.4, as in Debian 12.
+    if member.isdir():
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with cast(IO[bytes], tar.extractfile(member)) as source, path.open("wb") as file:
+        shutil.copyfileobj(source, file, CHUNK_BYTES)
 
 
 def _unzip(archive: Path, draft: Path) -> None:

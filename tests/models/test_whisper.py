@@ -264,7 +264,7 @@ def test_windows_of_a_recording_are_joined_and_those_at_the_cap_counted(model, w
 def test_timestamps_are_never_heard(model):
     decoded = type(model.decode([torch.zeros(RATE)])[0])
     ids = model.tokenizer.convert_tokens_to_ids(["<|0.00|>", "b", "c", "<|0.02|>", "<|endoftext|>"])
-    assert model._text(decoded(tuple(ids), 0.0, False)) == "bc"
+    assert model._text(decoded(tuple(ids), 0.0, 0.0, False)) == "bc"
 
 
 def test_transcribing_says_nothing_on_stderr(model, windows, caplog, capfd, recwarn):
