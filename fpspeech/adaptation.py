@@ -14,18 +14,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from fpspeech.allocate import allocate, part_costs
 from fpspeech.config import Config
 from fpspeech.corpora import Utterance
 from fpspeech.generic import Generic, GenericError
-from fpspeech.listening import Heard, Listener, WindowStream, listen
+from fpspeech.listening import Heard, Listener, WindowStream, first_seconds, listen
 from fpspeech.models import PretrainedModel, SpeechModel
 from fpspeech.normalize import Normalization, Normalized, normalize
 from fpspeech.pruning import (
     SCORES,
     Applied,
+    InputStatistics,
     PrunableLayer,
     PrunedLayers,
     PruningConfig,
@@ -77,15 +76,16 @@ class Adaptation:
                     batch_size=config.batch_size,
                     checkpoint=checkpoint,
                     listener=self.listener,
-                    generic=None if self.generic is None else self.generic.statistics,
+                    generic=self._generic_statistics,
                     variant=self.normalized.digest,
                 )
                 found = staged.pruned
                 if not self.heard.statistics:
                     self.heard = staged.heard
             else:
-                generic = None if self.generic is None else self.generic.statistics
-                found = prune_layers(self.layers, self.heard.statistics, pruning, generic)
+                found = prune_layers(
+                    self.layers, self.heard.statistics, pruning, self._generic_statistics
+                )
             return _with_normalized(found, self.normalized, self.layers)
 
     def apply(self, pruned: PrunedLayers) -> Applied:
@@ -98,20 +98,24 @@ class Adaptation:
             kept=pruned.kept,
         )
 
+    @property
+    def _generic_statistics(self) -> Mapping[str, InputStatistics] | None:
+        return None if self.generic is None else self.generic.statistics
+
     def _allocated(self, pruning: PruningConfig, config: Config) -> PruningConfig:
         costs = None
         if config.allocation == "sensitivity":
-            costs = self._costs.get(key := _without_sparsity(pruning))
-            if costs is None:
-                costs = part_costs(
+            key = _without_sparsity(pruning)
+            if key not in self._costs:
+                self._costs[key] = part_costs(
                     self.model,
                     self.layers,
                     self.heard.statistics,
                     pruning,
                     self._reference,
-                    None if self.generic is None else self.generic.statistics,
+                    self._generic_statistics,
                 )
-                self._costs[key] = costs
+            costs = self._costs[key]
         statistics = self.heard.statistics
         return allocate(self.model, self.layers, statistics, pruning, config.allocation, costs)
 
@@ -122,7 +126,10 @@ class Adaptation:
     @cached_property
     def _reference(self) -> Reference:
         """The answer of the model as it is in force when it is first asked: normalised, dense."""
-        return Reference(self.model, first_seconds(self.model, self.utterances, REFERENCE_SECONDS))
+        stream = WindowStream(self.model, self.utterances)
+        return Reference(
+            self.model, first_seconds(stream, REFERENCE_SECONDS, self.model.sampling_rate)
+        )
 
 
 def adapt_to(
@@ -218,20 +225,6 @@ def pruning_for(model: PretrainedModel, config: Config) -> PruningConfig:
             )
         overrides += [(pattern, sparsity) for pattern in model.components[name]]
     return replace(config.pruning, overrides=(*overrides, *config.pruning.overrides))
-
-
-def first_seconds(
-    model: SpeechModel, utterances: Sequence[Utterance], seconds: float
-) -> list[Tensor]:
-    """Windows of the recordings, in order, until so much audio is together."""
-    found: list[Tensor] = []
-    left = seconds * model.sampling_rate
-    for window in WindowStream(model, utterances):
-        if left <= 0:
-            break
-        found.append(window)
-        left -= window.numel()
-    return found
 
 
 def _normalization(

@@ -16,9 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
-from fpspeech.adaptation import Adaptation, first_seconds
+from fpspeech.adaptation import Adaptation
 from fpspeech.config import Config
 from fpspeech.corpora import Utterance
+from fpspeech.listening import WindowStream, first_seconds
 from fpspeech.pruning import PrunedLayers, PruningError
 from fpspeech.signals import Reference, collapsed, consistency
 
@@ -84,7 +85,7 @@ def find_sparsity(
     if not levels or list(levels) != sorted(set(levels)):
         raise PruningError(f"expected levels of sparsity that rise, found {list(levels)}")
     model = adaptation.model
-    windows = first_seconds(model, held_out, SIGNAL_SECONDS)
+    windows = first_seconds(WindowStream(model, held_out), SIGNAL_SECONDS, model.sampling_rate)
     if not windows:
         raise PruningError(
             f"an automatic sparsity is found on held-out recordings, but of these {len(held_out)} "
@@ -93,7 +94,7 @@ def find_sparsity(
     # Normalising is no damage: what is pruned is held to the normalised model.
     with adaptation.normalized.apply(model):
         reference = Reference(model, windows)
-        dense_consistency = consistency(model, windows)
+        dense_consistency = consistency(model, windows, plain=reference.heard)
     tried: list[Level] = []
     allowed, pruned = 0.0, None
     for sparsity in levels:
@@ -128,7 +129,7 @@ def _measured(
 ) -> Level:
     with adaptation.apply(pruned):
         heard, closeness = reference.compare(adaptation.model)
-        consistent = consistency(adaptation.model, windows)
+        consistent = consistency(adaptation.model, windows, plain=heard)
     reason = collapsed(heard, reference.heard)
     if reason is None and closeness.divergence > MOST_DIVERGENCE:
         reason = f"its posteriors are more than {MOST_DIVERGENCE:g} nats from the dense model's"

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -210,6 +210,18 @@ class WindowStream:
         for window in windows:
             if not is_silent(window.samples):
                 yield window.samples
+
+
+def first_seconds(windows: Iterable[Tensor], seconds: float, sampling_rate: int) -> list[Tensor]:
+    """Windows, in order, until so much audio is together; the one that crosses it is in."""
+    found: list[Tensor] = []
+    left = seconds * sampling_rate
+    for window in windows:
+        if left <= 0:
+            break
+        found.append(window)
+        left -= window.numel()
+    return found
 
 
 class _Run:

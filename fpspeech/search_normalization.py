@@ -10,13 +10,14 @@ halves: they are measured, not chosen.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from fpspeech.generic import Generic
+from fpspeech.listening import first_seconds
 from fpspeech.models import SpeechModel
 from fpspeech.normalize import Normalization, normalize
 from fpspeech.pruning.search import CONFIDENCE, Searched, confirmed, coordinate_search
@@ -46,7 +47,7 @@ class SearchedNormalization:
 
     normalization: Normalization
     found: Normalization
-    searched: Searched
+    searched: Searched[float]
     probability: float
     entropy: float
     dense_entropy: float
@@ -81,14 +82,14 @@ def search_normalization(
     budget: evaluations, each a pass over the searched windows for the entropy and one for every
     site that is normalised. The model is left as it was.
     """
-    halves = _halves(model, windows)
+    both = first_seconds(windows, SEARCH_SECONDS, model.sampling_rate)
+    halves = (both[::2], both[1::2])
     if not halves[0] or not halves[1]:
         none = Normalization(full=full)
-        searched = Searched({}, math.nan, math.nan, ())
+        searched = Searched[float]({}, math.nan, math.nan, ())
         why = "one window of audio leaves none to confirm on"
         return SearchedNormalization(none, none, searched, 0.5, math.nan, math.nan, why)
     dense = [hear(model, half) for half in halves]
-    both = [*halves[0], *halves[1]]
 
     def heard(point: dict[str, float], half: int) -> Heard:
         normalization = Normalization(tuple(point.items()), full)
@@ -107,7 +108,7 @@ def search_normalization(
         budget=budget,
         tolerance=TOLERANCE,
     )
-    point = {name: float(str(value)) for name, value in searched.point.items()}
+    point = searched.point
     found = Normalization(tuple(point.items()), full)
     if not found.active:
         entropy = dense[1].entropy
@@ -137,15 +138,3 @@ def search_normalization(
 def _finite(*values: float) -> list[float | None]:
     # JSON has no NaN and no infinity.
     return [value if math.isfinite(value) else None for value in values]
-
-
-def _halves(model: SpeechModel, windows: Iterable[Tensor]) -> tuple[Sequence[Tensor], ...]:
-    """Every other window, until each half has its share of `SEARCH_SECONDS`."""
-    halves: tuple[list[Tensor], list[Tensor]] = ([], [])
-    left = SEARCH_SECONDS * model.sampling_rate
-    for number, window in enumerate(windows):
-        if left <= 0:
-            break
-        halves[number % 2].append(window)
-        left -= window.numel()
-    return halves

@@ -17,15 +17,15 @@ What each can tell, and what not:
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jiwer
 import torch
 import torchaudio.functional
 from torch import Tensor
 
+from fpspeech.evaluation.hallucination import compression_ratio
 from fpspeech.models import SpeechModel
 from fpspeech.models.speech_model import Hypothesis
 from fpspeech.pruning.divergence import kullback_leibler
@@ -79,9 +79,8 @@ class Heard:
 
     @property
     def compression_ratio(self) -> float:
-        """Bytes of the text over bytes of its zlib compression, as in openai/whisper."""
-        text = self.text.encode()
-        return len(text) / len(zlib.compress(text))
+        """That of all that was written, see `compression_ratio`."""
+        return compression_ratio(self.text)
 
     @property
     def at_cap(self) -> int:
@@ -92,7 +91,9 @@ class Heard:
 def hear(model: SpeechModel, windows: Iterable[Tensor]) -> Heard:
     """What the model as it is now writes for windows of float32 samples, shape (samples,)."""
     # Posteriors are dropped: those of an hour would not fit.
-    return Heard(tuple(_without_posteriors(model.hypothesis(window)) for window in windows))
+    return Heard(
+        tuple(replace(model.hypothesis(window), log_posteriors=None) for window in windows)
+    )
 
 
 def collapsed(candidate: Heard, dense: Heard) -> str | None:
@@ -142,7 +143,7 @@ class Reference:
             else each.log_posteriors
             for window, each in zip(self._windows, hypotheses, strict=True)
         ]
-        self.heard = Heard(tuple(_without_posteriors(each) for each in hypotheses))
+        self.heard = Heard(tuple(replace(each, log_posteriors=None) for each in hypotheses))
 
     def compare(self, model: SpeechModel) -> tuple[Heard, Closeness]:
         """What the model as it is now writes for the same windows, and how close it is."""
@@ -157,7 +158,7 @@ class Reference:
             divergence = kullback_leibler(dense, found.log_posteriors)
             total += divergence.total
             positions += divergence.positions
-            hypotheses.append(_without_posteriors(found))
+            hypotheses.append(replace(found, log_posteriors=None))
         heard = Heard(tuple(hypotheses))
         return heard, Closeness(total / max(1, positions), agreement(self.heard, heard))
 
@@ -177,13 +178,17 @@ def agreement(dense: Heard, other: Heard) -> float:
     return 1 - jiwer.wer([one for one, _ in pairs], [two for _, two in pairs])
 
 
-def consistency(model: SpeechModel, windows: Sequence[Tensor], seed: int = 0) -> float:
+def consistency(
+    model: SpeechModel, windows: Sequence[Tensor], seed: int = 0, *, plain: Heard | None = None
+) -> float:
     """Agreement of what the model writes for windows and for the same, faster and with noise.
 
-    The speed grows by `SPEED`, and white noise lies `NOISE_DECIBELS` under the speech.
+    The speed grows by `SPEED`, and white noise lies `NOISE_DECIBELS` under the speech. plain: what
+    it writes for the windows as they are, where that was heard before.
     """
     generator = torch.Generator().manual_seed(seed)
-    plain = hear(model, windows)
+    if plain is None:
+        plain = hear(model, windows)
     changed = hear(model, (_changed(window, model, generator) for window in windows))
     return agreement(plain, changed)
 
@@ -195,14 +200,3 @@ def _changed(window: Tensor, model: SpeechModel, generator: torch.Generator) -> 
     level = faster.square().mean().sqrt() * 10 ** (-NOISE_DECIBELS / 20)
     changed: Tensor = faster + level * noise
     return changed
-
-
-def _without_posteriors(hypothesis: Hypothesis) -> Hypothesis:
-    return Hypothesis(
-        text=hypothesis.text,
-        tokens=hypothesis.tokens,
-        log_probability=hypothesis.log_probability,
-        entropy=hypothesis.entropy,
-        informative=hypothesis.informative,
-        at_cap=hypothesis.at_cap,
-    )

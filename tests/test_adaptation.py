@@ -11,10 +11,10 @@ from transformers import Wav2Vec2ForCTC, WhisperForConditionalGeneration
 
 import fpspeech.adaptation as adapting
 from fpspeech import Config, Personal, PruningConfig, load_speech_model, merge, read_utterances
-from fpspeech.adaptation import adapt_to, first_seconds
+from fpspeech.adaptation import adapt_to
 from fpspeech.corpora import inspect_recording, read_windows
 from fpspeech.generic import GenericError, measure_generic
-from fpspeech.listening import Interrupted, Listener, listen
+from fpspeech.listening import Interrupted, Listener, WindowStream, first_seconds, listen
 from fpspeech.normalize import Normalization, normalize
 from fpspeech.personalize import personalize, select_layers_of
 from fpspeech.pruning import products_for
@@ -313,6 +313,11 @@ def test_numbers_of_other_people_that_are_missing_are_an_error_before_listening(
 
 def test_the_first_seconds_are_whole_windows_in_order(tiny_group, utterances):
     model = load_speech_model(tiny_group, device="cpu")
-    assert [len(each) for each in first_seconds(model, utterances, 1.0)] == [9600, 11200]
-    assert [len(each) for each in first_seconds(model, utterances, 0.6)] == [9600]
-    assert len(first_seconds(model, utterances, 100.0)) == 3
+
+    def lengths(seconds):
+        stream = WindowStream(model, utterances)
+        return [len(each) for each in first_seconds(stream, seconds, model.sampling_rate)]
+
+    assert lengths(1.0) == [9600, 11200]
+    assert lengths(0.6) == [9600]
+    assert len(lengths(100.0)) == 3

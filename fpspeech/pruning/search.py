@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -25,22 +25,22 @@ CONFIDENCE = 0.5
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Generic[Choice]):
     """One evaluation: the point that was tried, its objective, and whether it was taken."""
 
-    point: tuple[tuple[str, object], ...]
+    point: tuple[tuple[str, Choice], ...]
     objective: float
     taken: bool
 
 
 @dataclass(frozen=True)
-class Searched:
+class Searched(Generic[Choice]):
     """The best point that was found, its objective, that of the start, and all that was tried."""
 
-    point: dict[str, object]
+    point: dict[str, Choice]
     objective: float
     start_objective: float
-    steps: tuple[Step, ...]
+    steps: tuple[Step[Choice], ...]
 
     @property
     def evaluations(self) -> int:
@@ -55,7 +55,7 @@ def coordinate_search(
     *,
     budget: int,
     tolerance: float = 0.0,
-) -> Searched:
+) -> Searched[Choice]:
     """Sets one coordinate after the other to its best choice, again until nothing gets better.
 
     start: a choice for every coordinate. choices: the values that each is tried at. budget: the
@@ -68,8 +68,8 @@ def coordinate_search(
         raise PruningError(f"the start of a search says nothing of {missing[0]!r}")
     if budget < 1:
         raise PruningError(f"expected a budget of 1 evaluation or more, found {budget}")
-    known: dict[tuple[tuple[str, object], ...], float] = {}
-    steps: list[Step] = []
+    known: dict[tuple[tuple[str, Choice], ...], float] = {}
+    steps: list[Step[Choice]] = []
 
     def measured(point: dict[str, Choice], best: float) -> float | None:
         """The objective, or None when the budget is spent."""

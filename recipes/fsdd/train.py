@@ -127,14 +127,15 @@ def main() -> None:
     validation = AudioStore(arguments.exp / "validation")
     train(model, training, validation, options, arguments.exp)
     save_base_model(model, arguments.model)
-    write_generic(arguments.model, arguments.exp / "training.jsonl")
+    write_generic(arguments.model, arguments.exp / "training.jsonl", arguments.development)
 
 
-def write_generic(model: Path, manifest: Path) -> None:
+def write_generic(model: Path, manifest: Path, but: str | None) -> None:
     """What the features are like for the speakers it was trained on, beside its weights."""
     heard = [
         Utterance(each.id, manifest.parent / each.audio, each.speaker)
         for each in read_manifest(manifest)
+        if each.speaker != but
     ]
     found = measure_generic(
         load_speech_model(model, device="cpu"), at_most(in_turns(heard), GENERIC_MINUTES)
