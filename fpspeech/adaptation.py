@@ -29,7 +29,6 @@ from fpspeech.pruning import (
     PrunedLayers,
     PruningConfig,
     PruningError,
-    apply_masks,
     prune_layers,
 )
 from fpspeech.search_normalization import search_normalization
@@ -90,13 +89,7 @@ class Adaptation:
 
     def apply(self, pruned: PrunedLayers) -> Applied:
         """Puts it in force on the model; use as a context manager, or call `restore()`."""
-        return apply_masks(
-            self.layers,
-            pruned.masks,
-            network=self.model.network,
-            values=pruned.values,
-            kept=pruned.kept,
-        )
+        return pruned.apply(self.layers, self.model.network)
 
     @property
     def _generic_statistics(self) -> Mapping[str, InputStatistics] | None:

@@ -13,7 +13,6 @@ from fpspeech.pruning import (
     InputStatistics,
     PrunableLayer,
     PruningConfig,
-    apply_masks,
     prune_layers,
 )
 from fpspeech.pruning.allocation import CAP, erk, owl
@@ -100,13 +99,7 @@ def part_costs(
     def pruned(part: str, level: float) -> Iterator[None]:
         config = replace(pruning, sparsity=level, overrides=())
         found = prune_layers(members[part], statistics, config, generic)
-        with apply_masks(
-            members[part],
-            found.masks,
-            network=model.network,
-            values=found.values,
-            kept=found.kept,
-        ):
+        with found.apply(members[part], model.network):
             yield
 
     def divergence() -> float:

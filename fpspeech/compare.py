@@ -17,7 +17,7 @@ import numpy as np
 from fpspeech.adaptation import Adaptation, adapt_to, require_generic
 from fpspeech.compare_baselines import run_baseline
 from fpspeech.config import Config
-from fpspeech.corpora import UnusableAudio, Utterance, fingerprint, inspect_recording
+from fpspeech.corpora import UnusableAudio, Utterance, contents, inspect_recording, with_contents
 from fpspeech.evaluate import Recognition, choose_test_set, compare, recognise
 from fpspeech.evaluation import (
     Paired,
@@ -116,7 +116,7 @@ def compare_methods(
     selection = select_layers_of(model, config)
     for each in configs.values():  # before the first minute is spent
         require_generic(each, generic, products_for(selection.layers, each.pruning))
-    test_set = choose_test_set(test, _recordings(recordings[OWN]), listener)
+    test_set = choose_test_set(test, Recordings.of(contents(recordings[OWN])), listener)
     seed = config.pruning.seed
     dense = recognise(model, test_set, normalizer, seed=seed)
     other_set = choose_test_set([replace(each, split=None) for each in others]) if others else None
@@ -198,17 +198,6 @@ def _listening_for(alike: Sequence[Config], config: Config) -> Config:
         pruning=replace(config.pruning, order=order, score="obs", shrinkage="none"),
         allocation="uniform",
     )
-
-
-def _recordings(utterances: Sequence[Utterance]) -> Recordings:
-    """Their contents, by which the same recording under another name is known again."""
-    found = []
-    for utterance in utterances:
-        try:
-            found.append(fingerprint(utterance.audio))
-        except UnusableAudio:
-            continue  # is not listened to either
-    return Recordings.of(found)
 
 
 def compare_speakers(
@@ -312,13 +301,8 @@ def _seconds(utterance: Utterance) -> float:
 
 def _but_for(mine: Sequence[Utterance], others: Sequence[Utterance]) -> Iterator[Utterance]:
     """The others' recordings, without copies of mine: a control must not hear the speaker."""
-    known = _recordings(mine)
-    for utterance in others:
-        try:
-            if not known.holds(fingerprint(utterance.audio)):
-                yield utterance
-        except UnusableAudio:
-            continue
+    known = contents(mine)
+    return (each for each, content in with_contents(others) if content not in known)
 
 
 def results_of(rows: Sequence[Row]) -> list[Result]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from fpspeech.adaptation import Adaptation, adapt_to, pruning_for
 from fpspeech.auto_sparsity import HELD_OUT, find_sparsity
 from fpspeech.config import Config
-from fpspeech.corpora import UnusableAudio, Utterance, fingerprint, hold_out
+from fpspeech.corpora import Utterance, contents, hold_out
 from fpspeech.generic import Generic
 from fpspeech.listening import Listener
 from fpspeech.models import PretrainedModel, SpeechModel
@@ -105,7 +105,7 @@ def make_personal(
         config=config,
         masks=pruned.masks,
         # What a sparsity was found on is no test of it either.
-        recordings=Recordings.of({*adaptation.heard.fingerprints.values(), *_contents(held_out)}),
+        recordings=Recordings.of({*adaptation.heard.fingerprints.values(), *contents(held_out)}),
         seconds=adaptation.heard.seconds,
         values=pruned.values,
         kept=pruned.kept,
@@ -125,8 +125,8 @@ def _split(utterances: Sequence[Utterance], seed: int) -> tuple[list[Utterance],
     share = HELD_OUT if len(utterances) * HELD_OUT >= 1 else 0.5
     kept, held_out = hold_out(utterances, share, seed)
     if held_out:
-        contents = _contents(kept)
-        held_out = [each for each in held_out if not _contents([each]) & contents]
+        known = contents(kept)
+        held_out = [each for each in held_out if not contents([each]) & known]
     if not held_out:
         raise PruningError(
             "an automatic sparsity needs recordings that the pruning does not see: expected two "
@@ -135,22 +135,13 @@ def _split(utterances: Sequence[Utterance], seed: int) -> tuple[list[Utterance],
     return kept, held_out
 
 
-def _contents(utterances: Sequence[Utterance]) -> set[str]:
-    """SHA-256 of the recordings that can be used."""
-    found = set()
-    for utterance in utterances:
-        try:
-            found.add(fingerprint(utterance.audio))
-        except UnusableAudio:
-            continue
-    return found
-
-
 def select_layers_of(model: PretrainedModel, config: Config) -> Selection:
     """The layers that `config` prunes in `model`, and the exclusions with their reasons."""
     exclude = dict(model.exclusions) if config.default_exclusions else {}
     exclude |= dict.fromkeys(config.exclude, "excluded by request")
-    return select(model.network, config.pruning, exclude)
+    found = select(model.network, config.pruning, exclude)
+    layers = (replace(each, tokens=model.reads_tokens(each.name)) for each in found.layers)
+    return replace(found, layers=tuple(layers))
 
 
 @dataclass(frozen=True)

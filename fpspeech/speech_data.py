@@ -9,10 +9,9 @@ from pathlib import Path
 
 from fpspeech.corpora import (
     CorpusNotFound,
-    UnusableAudio,
     Utterance,
+    contents,
     find_corpus,
-    fingerprint,
     read_utterances,
     write_manifest,
 )
@@ -142,15 +141,8 @@ class SpeechData:
         """The same for every model of a speaker: never a recording that one of them heard."""
         if speaker in self._test_sets:
             return self._test_sets[speaker]
-        heard = []
-        for utterance in self.adaptation_set(speaker):
-            try:
-                heard.append(fingerprint(utterance.audio))
-            except UnusableAudio:
-                continue  # is not listened to either
-        self._test_sets[speaker] = choose_test_set(
-            self.utterances[speaker], Recordings.of(heard), self._listener
-        )
+        heard = Recordings.of(contents(self.adaptation_set(speaker)))
+        self._test_sets[speaker] = choose_test_set(self.utterances[speaker], heard, self._listener)
         return self._test_sets[speaker]
 
     @property

@@ -321,3 +321,23 @@ def test_the_first_seconds_are_whole_windows_in_order(tiny_group, utterances):
     assert lengths(1.0) == [9600, 11200]
     assert lengths(0.6) == [9600]
     assert len(lengths(100.0)) == 3
+
+
+def test_every_token_is_counted_and_every_nth_frame(tiny_adapted_whisper, utterances):
+    """A few minutes of speech are a few hundred tokens, fewer than a decoder layer has inputs."""
+    model = load_speech_model(tiny_adapted_whisper, device="cpu")
+    config = Config(pruning=replace(REFITTED, product_stride=4))
+    layers = select_layers_of(model, config).layers
+    heard = listen(
+        model,
+        layers,
+        utterances,
+        products=products_for(layers, config.pruning),
+        product_stride=config.pruning.product_stride,
+    )
+    for name, found in heard.statistics.items():
+        cross = name.endswith(("encoder_attn.k_proj", "encoder_attn.v_proj"))
+        if ".decoder." in name and not cross:
+            assert found.product_count == found.count, name
+        else:
+            assert found.product_count == pytest.approx(found.count / 4, rel=0.05), name

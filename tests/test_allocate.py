@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fpspeech.adaptation import first_seconds
 from fpspeech.allocate import LEVELS, allocate, block_of, part_costs, parts
 from fpspeech.corpora import read_utterances
-from fpspeech.listening import listen
+from fpspeech.listening import WindowStream, first_seconds, listen
 from fpspeech.models import load_speech_model
 from fpspeech.pruning import PruningConfig, PruningError, prune_layers, select_layers
 from fpspeech.signals import Reference
@@ -119,7 +118,9 @@ def test_what_is_said_of_single_layers_comes_on_top(model, layers):
 
 def test_sensitivity_measures_each_part_alone_and_meets_the_total(model, layers, utterances):
     statistics = listen(model, layers, utterances).statistics
-    reference = Reference(model, first_seconds(model, utterances, 0.5))
+    reference = Reference(
+        model, first_seconds(WindowStream(model, utterances), 0.5, model.sampling_rate)
+    )
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     costs = part_costs(model, layers, statistics, PRUNING, reference)
     assert all((before[n] == t).all() for n, t in model.network.state_dict().items())
@@ -144,7 +145,7 @@ def test_sensitivity_with_a_score_that_needs_other_peoples_statistics(tiny_group
     layers = select_layers(model.network, dict(model.exclusions)).layers
     mine, others = (read_utterances(speech, speaker=name)[:1] for name in ("ann", "ben"))
     statistics, generic = (listen(model, layers, each).statistics for each in (mine, others))
-    reference = Reference(model, first_seconds(model, mine, 0.5))
+    reference = Reference(model, first_seconds(WindowStream(model, mine), 0.5, model.sampling_rate))
     pruning = PruningConfig(sparsity=0.5, score="contrast", update="none")
     costs = part_costs(model, layers, statistics, pruning, reference, generic)
     assert costs["encoder.ffn"][0.9] > 0

@@ -12,6 +12,7 @@ from fpspeech.corpora.audio import (
 )
 from fpspeech.corpora.catalogue import CORPORA, Corpus, find_corpus
 from fpspeech.corpora.containers import AUDIO_SUFFIXES, UnusableAudio
+from fpspeech.corpora.contents import contents, with_contents
 from fpspeech.corpora.hub_audio import AudioDataset, save_hub_audio
 from fpspeech.corpora.layout import CorpusNotFound
 from fpspeech.corpora.manifest import (
@@ -36,6 +37,7 @@ __all__ = [
     "SpeakerSummary",
     "UnusableAudio",
     "Utterance",
+    "contents",
     "find_corpus",
     "fingerprint",
     "hold_out",
@@ -46,5 +48,6 @@ __all__ = [
     "read_windows",
     "save_hub_audio",
     "summarise_speakers",
+    "with_contents",
     "write_manifest",
 ]

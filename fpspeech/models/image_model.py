@@ -87,6 +87,10 @@ class ImageModel:
             )
         return logits.float().cpu()
 
+    def reads_tokens(self, layer: str) -> bool:
+        """None does: pixels are alike."""
+        return False
+
     @property
     def output_layer(self) -> str:
         """The name of the linear layer that puts out the logits, the last that is registered.

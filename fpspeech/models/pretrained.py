@@ -34,5 +34,8 @@ class PretrainedModel(Protocol):
     def components(self) -> Mapping[str, tuple[str, ...]]:
         """Names for parts of the model, such as `encoder.ffn` -> patterns of layer names."""
 
+    def reads_tokens(self, layer: str) -> bool:
+        """Whether the positions of a layer's input are tokens, not frames or pixels."""
+
     def save_pretrained(self, folder: Path) -> None:
         """Writes a stock folder: weights as they are now, and the processor."""

@@ -103,6 +103,10 @@ class Wav2Vec2:
             "encoder.ffn": ("wav2vec2.encoder.layers.*.feed_forward.*",),
         }
 
+    def reads_tokens(self, layer: str) -> bool:
+        """None does: all of CTC is frames."""
+        return False
+
     @property
     def sites(self) -> Mapping[str, tuple[Site, ...]]:
         """Behind the convolutions, and the layer norms of the first half of the layers.

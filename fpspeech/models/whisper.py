@@ -165,6 +165,11 @@ class Whisper:
             "decoder.ffn": ("model.decoder.layers.*.fc?",),
         }
 
+    def reads_tokens(self, layer: str) -> bool:
+        """The decoder does, but for what cross-attention reads of the encoder."""
+        frames = layer.endswith(("encoder_attn.k_proj", "encoder_attn.v_proj"))
+        return layer.startswith("model.decoder.") and not frames
+
     @property
     def sites(self) -> Mapping[str, tuple[Site, ...]]:
         """The two convolutions, and the layer norms of the first half of the encoder's layers."""

@@ -30,10 +30,12 @@ class PrunableLayer:
     """One layer of a model whose weight can be pruned.
 
     name: qualified module name. module: Linear, Conv1d or Conv2d, weight-normed or plain.
+    tokens: the positions of its input are tokens, which are not alike as neighbouring frames are.
     """
 
     name: str
     module: nn.Module
+    tokens: bool = False
 
     @property
     def groups(self) -> int:

@@ -225,6 +225,10 @@ class PrunedLayers:
     kept: dict[str, Tensor]
     values: dict[str, Tensor]
 
+    def apply(self, layers: Sequence[PrunableLayer], network: nn.Module) -> Applied:
+        """Puts it in force on the layers it was made for, in this network; see `apply_masks`."""
+        return apply_masks(layers, self.masks, network=network, values=self.values, kept=self.kept)
+
 
 @torch.no_grad()
 def prune_layers(

@@ -30,7 +30,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpspeech.pruning.applied import apply_masks
 from fpspeech.pruning.config import PruningConfig
 from fpspeech.pruning.layers import PrunableLayer, PruningError
 from fpspeech.pruning.pruner import (
@@ -233,9 +232,7 @@ class _TwoWeights:
             for layer in layers
             for name in layer.stored()
         ]
-        with apply_masks(
-            layers, found.masks, network=self._network, values=found.values, kept=found.kept
-        ):
+        with found.apply(layers, self._network):
             for name in (*names, *found.values):
                 tensor: Tensor = tensors[name]
                 self._states[name] = (tensor, tensor.data, tensor.detach().clone())
@@ -293,7 +290,8 @@ class _PairedInputs:
                 dense = self._kept[layer.name].pop(0) if self._kept[layer.name] else None
                 if dense is None or dense.shape != pruned.shape:
                     raise _not_repeated(layer, dense, pruned)
-                self._sums[layer.name].add(layer, dense, pruned, lengths, self._stride)
+                stride = 1 if layer.tokens else self._stride
+                self._sums[layer.name].add(layer, dense, pruned, lengths, stride)
 
             return meet
 

@@ -154,7 +154,8 @@ class Observer:
 
     Nothing is attached to the model outside `counting()`. The same observer may count many
     batches; `statistics()` gives the sums so far and `resume()` goes on from saved ones.
-    products: names of the layers whose Σxxᵀ is wanted too, from every product_stride-th position.
+    products: names of the layers whose Σxxᵀ is wanted too, from every product_stride-th position,
+    or from every one where they are tokens.
     """
 
     def __init__(
@@ -226,7 +227,8 @@ class Observer:
                 before = sums.count
                 sums.add(positions, self._scratch)
                 if layer.name in self._products:
-                    sums.add_products(positions, self._product_stride, before)
+                    stride = 1 if layer.tokens else self._product_stride
+                    sums.add_products(positions, stride, before)
 
         return count_input
 

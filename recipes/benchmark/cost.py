@@ -37,7 +37,6 @@ from fpspeech.pruning import (
     Observer,
     PrunedLayers,
     Selection,
-    apply_masks,
     products_for,
     prune_layers,
 )
@@ -162,7 +161,7 @@ def personal(model: SpeechModel, heard: Windows) -> dict[str, float | None]:
     """Transcribes every recording once with the pruned model."""
     selection, result = pruned(model, statistics_of(model, heard))
     layers, masks = selection.layers, result.masks
-    with apply_masks(layers, masks, network=model.network, values=result.values, kept=result.kept):
+    with result.apply(layers, model.network):
         counted = sparse_flops(lambda: transcribe(model, heard), layers, masks)
         return measure(model, lambda: transcribe(model, heard)) | {"nonzero": counted.nonzero}
 
