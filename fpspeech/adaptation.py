@@ -17,6 +17,7 @@ from typing import Any
 from fpspeech.allocate import allocate, part_costs
 from fpspeech.config import Config
 from fpspeech.corpora import Utterance
+from fpspeech.evolve_front_end import evolve_front_end
 from fpspeech.generic import Generic, GenericError
 from fpspeech.listening import Heard, Listener, WindowStream, first_seconds, listen
 from fpspeech.models import PretrainedModel, SpeechModel
@@ -149,6 +150,11 @@ def adapt_to(
     normalized = Normalized()
     if generic is not None and normalization.active:
         normalized = normalize(model, stream, normalization, generic)
+    if config.evolve:
+        with normalized.apply(model):
+            evolved = evolve_front_end(model, stream, seed=config.pruning.seed, listener=listener)
+        normalized = replace(normalized, values={**normalized.values, **evolved.values})
+        account = {**account, "evolution": evolved.as_json()}
     sequential = config.pruning.order == "sequential"
     heard = Heard()
     if not sequential or config.allocation != "uniform":
@@ -169,6 +175,11 @@ def adapt_to(
     return Adaptation(
         model, tuple(layers), utterances, heard, normalized, account, generic, listener, seconds
     )
+
+
+def before_pruning(config: Config) -> tuple[object, ...]:
+    """What is done to the model before it is listened to: methods alike in it share a listening."""
+    return config.normalize, config.full_covariance, config.evolve
 
 
 def require_generic(config: Config, generic: Generic | None, products: Container[str] = ()) -> None:
@@ -233,7 +244,7 @@ def _normalization(
     }
     if config.normalize != "search":
         normalization = Normalization(config.strengths, config.full_covariance)
-        return normalization, account | {"used": normalization.active}
+        return normalization, {"normalization": account | {"used": normalization.active}}
     found = search_normalization(
         model,
         stream,
@@ -242,7 +253,7 @@ def _normalization(
         full=config.full_covariance,
         seed=config.pruning.seed,
     )
-    return found.normalization, account | found.as_json()
+    return found.normalization, {"normalization": account | found.as_json()}
 
 
 def _with_normalized(

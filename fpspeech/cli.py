@@ -123,6 +123,14 @@ Normalize = Annotated[
         "how strongly without labels), or strengths such as features=1,layer0=0.5. Needs --generic."
     ),
 ]
+Evolve = Annotated[
+    bool,
+    typer.Option(
+        "--evolve",
+        help="Tune the front end, without labels, until the model is surer of what it hears (CTC "
+        "models; minutes to an hour, whatever the amount of audio).",
+    ),
+]
 FullCovariance = Annotated[
     bool,
     typer.Option("--full-covariance", help="Match whole covariances, not each feature's variance."),
@@ -190,6 +198,7 @@ def personalize(
     search_budget: Annotated[
         int, typer.Option(help="Most evaluations of --normalize search.")
     ] = 24,
+    evolve: Evolve = False,
     generic: GenericFile = None,
     component: Component = [],
     exclude: Exclude = [],
@@ -308,6 +317,7 @@ def personalize(
         normalize=normalize,
         full_covariance=full_covariance,
         search_budget=search_budget,
+        evolve=evolve,
         allocation=allocation,
         automatic=automatic,
     )
@@ -595,8 +605,8 @@ def compare(
         typer.Option(
             "--method",
             help="A score and what goes with it: an update, an order, an allocation, bias, "
-            "shrunk, normalized, such as obs+least_squares+owl; @another or @generic calibrates "
-            "on other people (repeatable).",
+            "shrunk, normalized, evolved, such as obs+least_squares+owl; @another or @generic "
+            "calibrates on other people (repeatable).",
         ),
     ] = ["obs+least_squares+owl", "fine_pruning", "magnitude", "random"],
     sparsity: Annotated[list[float], typer.Option("--sparsity", help="Sparsity (repeatable).")] = [

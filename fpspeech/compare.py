@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fpspeech.adaptation import Adaptation, adapt_to, require_generic
+from fpspeech.adaptation import Adaptation, adapt_to, before_pruning, require_generic
 from fpspeech.compare_baselines import run_baseline
 from fpspeech.config import Config
 from fpspeech.corpora import UnusableAudio, Utterance, contents, inspect_recording, with_contents
@@ -139,14 +139,14 @@ def compare_methods(
                 listening_seconds=run.learning_seconds,
             )
         )
-    adaptations: dict[tuple[str, str], Adaptation] = {}
+    adaptations: dict[tuple[str, tuple[object, ...]], Adaptation] = {}
     for method in methods:
-        kind = (calibration_of(method), configs[method].normalize)
+        kind = calibration_of(method), before_pruning(configs[method])
         if kind not in adaptations:
             alike = [
                 other
                 for name, other in configs.items()
-                if (calibration_of(name), other.normalize) == kind
+                if (calibration_of(name), before_pruning(other)) == kind
             ]
             products = [products_for(selection.layers, other.pruning) for other in alike]
             adaptations[kind] = adapt_to(

@@ -27,7 +27,8 @@ class Config:
     `estimate_prior`, and classes the user does not photograph are never answered) or "none".
     normalize: the speaker's early features, "none", "search" (where it lowers the entropy, see
     `search_normalization`) or strengths such as "features=1,layer0=0.5". full_covariance: whether
-    whole covariances are matched. search_budget: the most evaluations of a search. allocation: how
+    whole covariances are matched. search_budget: the most evaluations of a search. evolve: whether
+    the front end is tuned until a CTC model is surer, see `evolve_front_end`. allocation: how
     the sparsity is spread over the layers of a speech model, one of `ALLOCATIONS`; without effect
     where the group of `pruning` decides itself what each layer loses. automatic: whether
     the sparsity of `pruning` was, or is to be, found on unlabeled audio, see `find_sparsity`.
@@ -45,6 +46,7 @@ class Config:
     normalize: str = "none"
     full_covariance: bool = False
     search_budget: int = 24
+    evolve: bool = False
     allocation: str = "owl"
     automatic: bool = False
 

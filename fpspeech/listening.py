@@ -70,11 +70,13 @@ class Listener:
 
     heard: with the seconds of audio of each window that is done. skipped: with each recording
     that cannot be used, and the full message. stop: asked between windows; True ends the run.
+    evolved: with each step of an evolving front end that is done, and how many there are.
     """
 
     heard: Callable[[float], None] = lambda seconds: None
     skipped: Callable[[Skipped, str], None] = lambda skipped, message: None
     stop: Callable[[], bool] = lambda: False
+    evolved: Callable[[int, int], None] = lambda step, steps: None
 
 
 def listen(

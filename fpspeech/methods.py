@@ -14,8 +14,8 @@ from fpspeech.pruning.config import ORDERS, UPDATES
 
 OWN = "own"
 CALIBRATIONS = (OWN, "another", "generic")
-NORMALIZED, BIAS, SHRUNK = "normalized", "bias", "shrunk"
-_WORDS = (*UPDATES, *ORDERS, *ALLOCATIONS, NORMALIZED, BIAS, SHRUNK)
+NORMALIZED, EVOLVED, BIAS, SHRUNK = "normalized", "evolved", "bias", "shrunk"
+_WORDS = (*UPDATES, *ORDERS, *ALLOCATIONS, NORMALIZED, EVOLVED, BIAS, SHRUNK)
 
 
 def pruning_of(method: str, pruning: PruningConfig) -> PruningConfig:
@@ -34,15 +34,15 @@ def config_of(method: str, config: Config) -> Config:
     """The settings of a method; what its name does not say stays as in `config`.
 
     But without an update the kept weights stay as they are, without an allocation every layer
-    loses the same share, and without "normalized" nothing is normalised. Words: an update, an
-    order, an allocation, "bias" (`PruningConfig.bias`), "shrunk" (automatic shrinkage), and
-    "normalized" (as `config` says, or else searched).
+    loses the same share, and without "normalized" and "evolved" nothing of either is done. Words:
+    an update, an order, an allocation, "bias" (`PruningConfig.bias`), "shrunk" (automatic
+    shrinkage), "normalized" (as `config` says, or else searched) and "evolved" (the front end).
     Raises PruningError for names that are not known.
     """
     score, *words = method.partition("@")[0].split("+")
     calibration_of(method)
     pruning = replace(config.pruning, score=score, update="none")
-    changed = replace(config, normalize="none", allocation="uniform")
+    changed = replace(config, normalize="none", evolve=False, allocation="uniform")
     for word in words:
         if word in UPDATES:
             pruning = replace(pruning, update=word)
@@ -57,6 +57,8 @@ def config_of(method: str, config: Config) -> Config:
         elif word == NORMALIZED:
             given = config.normalize
             changed = replace(changed, normalize="search" if given == "none" else given)
+        elif word == EVOLVED:
+            changed = replace(changed, evolve=True)
         else:
             raise PruningError(
                 f"the method {method!r} says {word!r}, which is not known: expected words among "

@@ -69,6 +69,7 @@ def _what(base: Mapping[str, Any], config: Config, report: Mapping[str, Any]) ->
         + (f"The kept weights of {updated} layers are refitted, in float16. " if updated else "")
         + (f"The moments of {matched} BatchNorms are matched to the base's. " if matched else "")
         + _normalized(report.get("normalization"))
+        + _evolved(report.get("evolution"))
         + _answers(report.get("output_prior"))
         + f"SHA-256 of the base weights: `{base['sha256']}`."
     )
@@ -80,6 +81,12 @@ def _normalized(account: Mapping[str, Any] | None) -> str:
         return ""
     places = ", ".join(f"{name} (strength {strength:g})" for name, strength in used.items())
     return f"The speaker's features are normalised to other people's at {places}. "
+
+
+def _evolved(account: Mapping[str, Any] | None) -> str:
+    if account is None or not account["evolved"]:
+        return ""
+    return "Its front end is tuned to the speaker, without labels and by values alone. "
 
 
 def _answers(prior: Mapping[str, Any] | None) -> str:

@@ -219,7 +219,7 @@ def _report(
         "silent_seconds": round(heard.silent_seconds, 3),
         "recordings": len(heard.fingerprints),
         "skipped": heard.skipped_by_reason,
-        **({"normalization": dict(adaptation.account)} if adaptation.account else {}),
+        **adaptation.account,
         **weights_report(adaptation.model, selection, pruned.masks, pruned.kept),
         "wall_seconds": {name: round(seconds, 3) for name, seconds in took.items()},
     }

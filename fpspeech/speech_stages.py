@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fpspeech.adaptation import Adaptation, adapt_to
+from fpspeech.adaptation import Adaptation, adapt_to, before_pruning
 from fpspeech.config import Config
 from fpspeech.corpora import find_corpus
 from fpspeech.evaluate import recognise
@@ -303,10 +303,10 @@ class _Run:
 
     def _measure_methods(self, speaker: str, wanted: Sequence[tuple[str, float]]) -> None:
         """Methods at sparsities, from listening to the speaker once a normalisation."""
-        kinds: dict[str, dict[tuple[str, float], Config]] = {}
+        kinds: dict[tuple[object, ...], dict[tuple[str, float], Config]] = {}
         for system in wanted:
             config = self.recipe.config(*system)
-            kinds.setdefault(config.normalize, {})[system] = config
+            kinds.setdefault(before_pruning(config), {})[system] = config
         for configs in kinds.values():
             adaptation = self._adapt_to(speaker, list(configs.values()))
             for (method, sparsity), config in configs.items():

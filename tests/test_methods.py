@@ -48,6 +48,16 @@ def test_normalized_is_as_the_settings_say_or_searched_and_without_the_word_noth
     assert config_of("obs+normalized", Config()).normalize == "search"
 
 
+def test_evolved_tunes_the_front_end_normalised_or_not():
+    alone = config_of("obs+evolved", Config(normalize="features=1"))
+    assert alone.evolve
+    assert alone.normalize == "none"
+    both = config_of("obs+normalized+evolved", Config())
+    assert both.evolve
+    assert both.normalize == "search"
+    assert not config_of("obs", Config(evolve=True)).evolve
+
+
 def test_words_go_in_any_order():
     words = ["least_squares", "owl", "normalized", "bias"]
     found = config_of("obs+" + "+".join(words), GIVEN)
@@ -86,6 +96,6 @@ def test_pruning_alone_for_those_who_have_no_more():
     pruning = PruningConfig(sparsity=0.3)
     assert pruning_of("obs+least_squares+bias", pruning) == PruningConfig(sparsity=0.3, bias=True)
     assert pruning_of("wanda+uniform", pruning).score == "wanda"
-    for method in ("obs+owl", "obs+normalized", "obs@another", "obs@generic"):
+    for method in ("obs+owl", "obs+normalized", "obs+evolved", "obs@another", "obs@generic"):
         with pytest.raises(PruningError, match="only methods for speech do"):
             pruning_of(method, pruning)

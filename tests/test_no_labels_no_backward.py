@@ -13,6 +13,7 @@ ADAPTATION = [
     "generic.py",
     "normalize.py",
     "search_normalization.py",
+    "evolve_front_end.py",
     "allocate.py",
     "adaptation.py",
     "auto_sparsity.py",

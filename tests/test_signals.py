@@ -3,6 +3,7 @@
 import math
 import random
 import sys
+import textwrap
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +105,15 @@ def test_compression_ratio_is_bytes_over_compressed_bytes():
     assert found.compression_ratio > 3
 
 
+def test_repetition_is_that_within_windows_whatever_others_say():
+    texts = ["la la la " * 20, "", "lä", "lä"]
+    encoded = [text.encode() for text in texts if text]
+    expected = sum(map(len, encoded)) / sum(len(zlib.compress(each)) for each in encoded)
+    assert heard(*texts).repetition == pytest.approx(expected, rel=1e-12)
+    assert heard("six", "one").repetition == heard(*["six"] * 50).repetition
+    assert heard("", "").repetition == 0.0
+
+
 PROSE = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz ", k=200))
 
 
@@ -120,6 +130,8 @@ PROSE = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz ", k=200))
         (heard(PROSE + PROSE[::-1]), heard(PROSE), "writes 400 characters"),
         (heard("abc", "de"), heard("", ""), "writes 6 characters where the dense model writes 0"),
         (heard("ab" * 100), heard(PROSE), "repeats itself"),
+        (heard(*["six"] * 60), heard(*textwrap.wrap(PROSE, 3)), "much the same for every window"),
+        (heard(*["six", "two"] * 30), heard(*["sihx", "two", "ssix", "tuwo"] * 15), None),
         (heard(PROSE, at_cap=True), heard(PROSE), "cut at the cap"),
         (heard(PROSE, at_cap=True), heard(PROSE, at_cap=True), None),
         (heard(""), heard(""), None),

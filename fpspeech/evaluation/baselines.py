@@ -19,6 +19,7 @@ from fpspeech.models.speech_model import SpeechModel, Transcript
 from fpspeech.models.wav2vec2 import Wav2Vec2
 from fpspeech.models.whisper import Whisper
 from fpspeech.pruning import evaluation_mode
+from fpspeech.pruning.uncertainty import ENTROPY_SHARE, TEMPERATURE, uncertainty
 
 
 class BaselineError(ValueError):
@@ -39,8 +40,8 @@ class Suta:
 
     steps: int = 10
     learning_rate: float = 2e-5
-    temperature: float = 2.5
-    entropy_share: float = 0.3
+    temperature: float = TEMPERATURE
+    entropy_share: float = ENTROPY_SHARE
     repeated: bool = True
 
     def __post_init__(self) -> None:
@@ -132,35 +133,14 @@ def suta_parameters(network: nn.Module) -> dict[str, int]:
 
 
 def suta_objective(logits: Tensor, blank: int, settings: Suta | None = None) -> Tensor:
-    """What SUTA lowers: share · entropy of non-blank frames + (1 - share) · class confusion.
+    """What SUTA lowers, see `uncertainty`: of frames' logits, shape (frames, classes); a scalar.
 
-    logits: shape (frames, classes). Without a non-blank frame the entropy is left out (the
-    published code takes the mean of nothing, NaN). Returns a scalar.
+    Without a non-blank frame the published code takes the mean of nothing, NaN.
     """
     settings = settings or Suta()
-    scaled = logits / settings.temperature
-    objective = (1 - settings.entropy_share) * class_confusion(scaled)
-    sounding = logits.argmax(-1) != blank
-    if bool(sounding.any()):
-        objective = objective + settings.entropy_share * _entropy(scaled[sounding]).mean()
-    return objective
-
-
-def class_confusion(logits: Tensor) -> Tensor:
-    """Minimum class confusion (Jin et al., ECCV 2020) of frames, shape (frames, classes).
-
-    K = Pᵀ diag(w) P with P the posteriors and w ∝ 1 + exp(-entropy), adding up to the number of
-    frames and constant to the gradient; its rows divided by their sums; the sum off the diagonal
-    over the number of classes. Returns a scalar, 0 where no two classes are confused.
-    """
-    posteriors = logits.softmax(-1)
-    weights = 1 + torch.exp(-_entropy(logits.detach()))
-    weights = weights * (len(weights) / weights.sum())
-    confusion = (posteriors * weights.unsqueeze(1)).T @ posteriors
-    # A class whose posterior is zero everywhere has an empty row, not 0/0.
-    smallest = torch.finfo(confusion.dtype).tiny
-    confusion = confusion / confusion.sum(1, keepdim=True).clamp_min(smallest)
-    return (confusion.sum() - confusion.trace()) / logits.shape[1]
+    return uncertainty(
+        logits, blank, temperature=settings.temperature, entropy_share=settings.entropy_share
+    )
 
 
 @dataclass(frozen=True)
@@ -387,11 +367,6 @@ def _training_only(network: nn.Module, trained: Collection[nn.Parameter]) -> Ite
         for parameter, flag, gradient in before:
             parameter.requires_grad_(flag)
             parameter.grad = gradient
-
-
-def _entropy(logits: Tensor) -> Tensor:
-    """Entropy of each frame's posteriors in nats, shape (frames,)."""
-    return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
 
 
 def _blank(model: Wav2Vec2) -> int:

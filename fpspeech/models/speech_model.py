@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fpspeech.models.pretrained import PretrainedModel
 from fpspeech.pruning import Replay, Site
+from fpspeech.pruning.gains import Gain
 from fpspeech.pruning.statistics import Valid
 
 
@@ -67,6 +68,16 @@ class SpeechModel(PretrainedModel, Protocol):
     @property
     def sites(self) -> Mapping[str, tuple[Site, ...]]:
         """Early places whose features can be normalised, by name, in the order they run."""
+
+    @property
+    def gains(self) -> tuple[Gain, ...]:
+        """Tensors of the front end that can be tuned to a speaker; none where it is not known."""
+
+    def uncertainty(self, windows: Sequence[Tensor]) -> Tensor:
+        """How unsure it is of each of some windows of one length, shape (windows,); lower is surer.
+
+        Raises ModelError where that is not known, and then there are no `gains` either.
+        """
 
     def observe(self, windows: Sequence[Tensor], observer: Counter) -> None:
         """Runs the model over windows of float32 samples while `observer` counts, each once."""

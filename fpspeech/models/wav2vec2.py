@@ -14,6 +14,8 @@ from transformers import Wav2Vec2ForCTC, Wav2Vec2Processor
 from fpspeech.models.source import ModelError, Source
 from fpspeech.models.speech_model import Counter, Hypothesis, Transcript
 from fpspeech.pruning import Replay, Site
+from fpspeech.pruning.gains import Gain
+from fpspeech.pruning.uncertainty import uncertainty
 
 _FRONT = "wav2vec2.feature_extractor.conv_layers"
 
@@ -132,6 +134,22 @@ class Wav2Vec2:
             )
         return found
 
+    @property
+    def gains(self) -> tuple[Gain, ...]:
+        """The channels of the convolutions and their norms, and what projects them.
+
+        Where every convolution has a layer norm behind it, gains of its rows weigh its channels
+        against each other alone.
+        """
+        front = "wav2vec2.feature_projection"
+        found = []
+        for name in self.network.state_dict():
+            if name.startswith(f"{_FRONT}."):
+                found.append(Gain(name, rows=name.endswith("conv.weight")))
+            elif name.startswith(f"{front}.layer_norm.") or name == f"{front}.projection.bias":
+                found.append(Gain(name))
+        return tuple(found)
+
     def listen(self, windows: Sequence[Tensor], counter: Counter) -> None:
         """The same as `observe`: CTC writes where it hears."""
         self.observe(windows, counter)
@@ -140,8 +158,7 @@ class Wav2Vec2:
         """The best path of one window; its posteriors need no tokens to go along."""
         posteriors = self.logits(window).log_softmax(-1)  # (frames, vocabulary)
         best = posteriors.max(-1)
-        blank = int(self.processor.tokenizer.pad_token_id)
-        informative = best.indices.ne(blank)
+        informative = best.indices.ne(self._blank)
         entropy = -(posteriors.exp() * posteriors).sum(-1)
         return Hypothesis(
             text=self._decode(posteriors),
@@ -159,14 +176,26 @@ class Wav2Vec2:
 
     def logits(self, window: Tensor) -> Tensor:
         """CTC logits of one window of float32 samples, shape (frames, vocabulary)."""
+        return self.logits_together([window])[0]
+
+    def uncertainty(self, windows: Sequence[Tensor]) -> Tensor:
+        """SUTA's objective of windows of one length, see `fpspeech.pruning.uncertainty`."""
+        return uncertainty(self.logits_together(windows), self._blank)
+
+    def logits_together(self, windows: Sequence[Tensor]) -> Tensor:
+        """CTC logits of windows of one length, shape (windows, frames, vocabulary)."""
         with torch.inference_mode():
-            logits: Tensor = self.network(**self._inputs([window])).logits[0]
+            logits: Tensor = self.network(**self._inputs(windows)).logits
         return logits
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes a stock folder that `Wav2Vec2ForCTC.from_pretrained` loads."""
         self.network.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+    @property
+    def _blank(self) -> int:
+        return int(self.processor.tokenizer.pad_token_id)
 
     @property
     def _takes_mask(self) -> bool:

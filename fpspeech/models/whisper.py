@@ -118,6 +118,15 @@ class Whisper:
             "proj_out": "output layer, one matrix with the token embedding",
         }
 
+    @property
+    def gains(self) -> tuple[()]:
+        """None: how sure the decoder is of its text did not tell better front ends from worse."""
+        return ()
+
+    def uncertainty(self, windows: Sequence[Tensor]) -> Tensor:
+        """Raises ModelError, see `gains`."""
+        raise ModelError(f"{self.source.id}: how unsure a Whisper is of a voice is not known")
+
     def observe(self, windows: Sequence[Tensor], observer: Counter) -> None:
         """Counts windows of float32 samples, shape (samples,), in one batch, each once.
 

@@ -29,6 +29,7 @@ from fpspeech.corpora import read_utterances, read_windows
 from fpspeech.demo import demo_folder, demo_model
 from fpspeech.evaluation.baselines import lora_on_pseudo_labels, suta_transcribe
 from fpspeech.evaluation.cost import Cost, measure_cost, sparse_flops
+from fpspeech.evolve_front_end import evolve_front_end
 from fpspeech.models import SpeechModel
 from fpspeech.models.wav2vec2 import Wav2Vec2
 from fpspeech.personalize import select_layers_of
@@ -40,6 +41,7 @@ from fpspeech.pruning import (
     products_for,
     prune_layers,
 )
+from fpspeech.pruning.evolution import Evolution
 
 Windows = Sequence[Sequence[Tensor]]
 """The consecutive windows of each recording."""
@@ -88,7 +90,7 @@ def table(options: argparse.Namespace) -> Iterator[str]:
         f"{one['seconds']:.2f} s | {one['cpu_seconds']:.2f} s | {megabytes(one)} |"
     )
     for way in list(WAYS)[1:]:
-        if way == SUTA and not isinstance(model, Wav2Vec2):
+        if way in (SUTA, EVOLVING) and not isinstance(model, Wav2Vec2):
             continue
         cost = measured(options, way)
         paid = "every use" if way in (SUTA, PERSONAL) else "once"
@@ -172,6 +174,12 @@ def suta(model: SpeechModel, heard: Windows) -> dict[str, float | None]:
     return measure(model, lambda: [suta_transcribe(model, windows) for windows in heard])
 
 
+def evolving(model: SpeechModel, heard: Windows) -> dict[str, float | None]:
+    """One step of evolving the front end, and confirming it, on these recordings."""
+    windows = [window for each in heard for window in each]
+    return measure(model, lambda: evolve_front_end(model, windows, Evolution(steps=1)))
+
+
 def lora(model: SpeechModel, heard: Windows) -> dict[str, float | None]:
     """Transcribes every window once and trains on that."""
 
@@ -217,6 +225,7 @@ def measure(model: SpeechModel, run: Callable[[], object]) -> dict[str, float | 
 
 
 SUTA = "SUTA"
+EVOLVING = f"evolving the front end, one of {Evolution().steps} steps"
 PERSONAL = "inference, pruned"
 WAYS: dict[str, Callable[[SpeechModel, Windows], dict[str, float | None]]] = {
     "one inference pass": inference,
@@ -224,6 +233,7 @@ WAYS: dict[str, Callable[[SpeechModel, Windows], dict[str, float | None]]] = {
     "listening, sums and products": listening,
     "pruning and update": pruning,
     PERSONAL: personal,
+    EVOLVING: evolving,
     "LoRA on pseudo-labels": lora,
     SUTA: suta,
 }

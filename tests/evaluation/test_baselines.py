@@ -16,7 +16,6 @@ from fpspeech.evaluation.baselines import (
     BaselineError,
     Lora,
     Suta,
-    class_confusion,
     lora_on_pseudo_labels,
     suta_adapted,
     suta_objective,
@@ -25,6 +24,7 @@ from fpspeech.evaluation.baselines import (
 )
 from fpspeech.models import Transcript, load_speech_model
 from fpspeech.pruning import apply_masks, select_layers
+from fpspeech.pruning.uncertainty import uncertainty
 
 BLANK = 0
 LARGE = dict(learning_rate=1e-2)  # so that a tiny model changes its mind
@@ -77,80 +77,13 @@ def assert_untouched(network, before):
     assert now == {key: value for key, value in before.items() if key != "values"}
 
 
-def entropy(probabilities):
-    return -sum(p * math.log(p) for p in probabilities)
-
-
-def slow_objective(logits, temperature=2.5, share=0.3):
-    """The published loss, number by number."""
-    frames, classes = logits.shape
-    posteriors = []
-    for frame in logits.tolist():
-        exponentials = [math.exp(value / temperature) for value in frame]
-        posteriors.append([e / sum(exponentials) for e in exponentials])
-    entropies = [entropy(p) for p in posteriors]
-    sounding = [
-        h for h, frame in zip(entropies, logits.tolist(), strict=True) if max(frame) != frame[BLANK]
-    ]
-    weights = [1 + math.exp(-h) for h in entropies]
-    weights = [frames * w / sum(weights) for w in weights]
-    confusion = [
-        [
-            sum(w * p[i] * p[j] for w, p in zip(weights, posteriors, strict=True))
-            for j in range(classes)
-        ]
-        for i in range(classes)
-    ]
-    off = 0.0
-    for i in range(classes):
-        for j in range(classes):
-            if i != j:
-                off += confusion[i][j] / sum(confusion[i])
-    blank_free = share * sum(sounding) / len(sounding) if sounding else 0.0
-    return blank_free + (1 - share) * off / classes
-
-
-def published_class_confusion(logits):
-    """Divides columns by the sums of rows, as the published code does; K is symmetric."""
-    p = logits.softmax(-1)
-    weights = 1 + torch.exp((logits.softmax(-1) * logits.log_softmax(-1)).sum(-1))
-    weights = len(p) * weights / weights.sum()
-    confusion = p.mul(weights.view(-1, 1)).T.mm(p)
-    confusion = confusion / confusion.sum(1)
-    return (confusion.sum() - confusion.trace()) / logits.shape[1]
-
-
-def test_the_objective_is_the_published_one():
-    logits = 3 * torch.randn(20, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    assert 0 < int((logits.argmax(-1) == BLANK).sum()) < 20
-    assert suta_objective(logits, BLANK).item() == pytest.approx(slow_objective(logits), rel=1e-12)
-    scaled = logits / 2.5
-    torch.testing.assert_close(class_confusion(scaled), published_class_confusion(scaled))
-
-
-def test_the_weights_of_class_confusion_take_no_gradient():
-    logits = torch.randn(9, 5, dtype=torch.float64, requires_grad=True)
-    weights = 1 + torch.exp((logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)).detach()
-    p = logits.softmax(-1)
-    confusion = (p * (9 * weights / weights.sum()).unsqueeze(1)).T @ p
-    confusion = confusion / confusion.sum(1, keepdim=True)
-    (expected,) = torch.autograd.grad((confusion.sum() - confusion.trace()) / 5, logits)
-    (found,) = torch.autograd.grad(class_confusion(logits), logits)
-    torch.testing.assert_close(found, expected)
-
-
-def test_without_a_frame_that_is_not_blank_the_entropy_is_left_out():
-    logits = torch.randn(7, 5, dtype=torch.float64)
-    logits[:, BLANK] = 10
-    expected = 0.7 * class_confusion(logits / 2.5)
-    torch.testing.assert_close(suta_objective(logits, BLANK), expected)
-    assert suta_objective(logits, BLANK).item() == pytest.approx(slow_objective(logits))
-
-
-def test_a_class_that_never_gets_any_posterior_confuses_nothing():
-    logits = torch.full((4, 3), -1e4)
-    logits[:, 1] = 0.0
-    assert class_confusion(logits).item() == 0.0
+def test_the_objective_is_that_of_the_settings():
+    logits = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
+    settings = Suta(temperature=1.5, entropy_share=0.6)
+    expected = uncertainty(logits, BLANK, temperature=1.5, entropy_share=0.6)
+    assert torch.equal(suta_objective(logits, BLANK, settings), expected)
+    published = uncertainty(logits, BLANK, temperature=2.5, entropy_share=0.3)
+    assert torch.equal(suta_objective(logits, BLANK), published)
 
 
 def published_walk(network):
