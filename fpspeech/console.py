@@ -180,6 +180,13 @@ def show_personal(
     table.add_row("skipped", skipped or "none")
     if held:
         table.add_row("held out", f"{held} recordings")
+    if (account := report.get("normalization")) is not None:
+        used = ", ".join(f"{name} {share:g}" for name, share in account["used"].items() if share)
+        table.add_row("normalised", used or f"no: {account.get('reason') or 'nothing asked for'}")
+    if (account := report.get("evolution")) is not None:
+        before, after = account["uncertainty_other_half"]
+        surer = f"yes: uncertainty {before:.3f} -> {after:.3f} on held-back audio"
+        table.add_row("evolved", surer if account["evolved"] else f"no: {account['reason']}")
     table.add_row(
         "pruned",
         f"{report['pruned_weights']:,} of {report['prunable_weights']:,} weights "

@@ -2,12 +2,18 @@
 
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import soundfile
 
 from fpspeech import Personal
 from fpspeech.cli import main
+
+sys.path.insert(0, str(Path(__file__).parent / "models"))
+
+from tiny_whisper import tiny_whisper
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
@@ -146,3 +152,38 @@ def test_compare_with_controls_and_forgetting(capsys, here, speech, tiny_group):
     code, _, err = run(capsys, "compare", *arguments, "--method", "wanda+nonsense")
     assert code == 1
     assert "says 'nonsense'" in squeezed(err)
+
+
+def test_the_front_end_is_evolved_and_what_came_of_it_is_said(capsys, here, speech, tiny_group):
+    given = ("--speaker", "ann", "--audio", speech, "--model", tiny_group, "--evolve")
+    code, out, err = run(capsys, "personalize", *given)
+    assert code == 0, err
+    account = Personal.load(here / "personal" / "ann").report["evolution"]
+    if account["evolved"]:
+        before, after = account["uncertainty_other_half"]
+        assert f"evolved yes: uncertainty {before:.3f} -> {after:.3f} on held-back" in squeezed(out)
+    else:
+        assert f"evolved no: {account['reason']}" in squeezed(out)
+
+
+def test_what_was_normalised_is_said(capsys, here, speech, tiny_group):
+    run(
+        capsys, "generic", "--audio", speech / "ben", "--model", tiny_group,
+        "--out", "numbers.safetensors",
+    )  # fmt: skip
+    code, out, _ = run(
+        capsys, "personalize", "--speaker", "ann", "--audio", speech, "--model", tiny_group,
+        "--generic", "numbers.safetensors", "--normalize", "features=1,layer0=0.5",
+    )  # fmt: skip
+    assert code == 0
+    assert "normalised features 1, layer0 0.5" in squeezed(out)
+
+
+def test_a_whisper_cannot_be_evolved_and_it_is_said_at_once(capsys, here, speech, tmp_path):
+    model = tiny_whisper(tmp_path / "whisper")
+    code, _, err = run(
+        capsys, "personalize", "--speaker", "ann", "--audio", speech, "--model", model, "--evolve"
+    )
+    assert code == 1
+    assert "front end cannot be evolved" in squeezed(err)
+    assert not (here / "personal").exists()
