@@ -9,7 +9,6 @@ they hold a model to what the dense one hears, they cannot show that it hears be
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -21,7 +20,7 @@ from fpspeech.config import Config
 from fpspeech.corpora import Utterance
 from fpspeech.listening import WindowStream, first_seconds
 from fpspeech.pruning import PrunedLayers, PruningError
-from fpspeech.signals import Reference, collapsed, consistency
+from fpspeech.signals import Reference, collapsed, consistency, json_number
 
 LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 HELD_OUT = 0.2  # share of the recordings that the pruning does not see
@@ -58,9 +57,8 @@ class AutoSparsity:
         value = asdict(self)
         for each in (*value["levels"], value):
             for name in ("entropy", "dense_entropy"):
-                # JSON has no infinity.
-                if name in each and not math.isfinite(each[name]):
-                    each[name] = None
+                if name in each:
+                    each[name] = json_number(each[name])
         return value
 
 

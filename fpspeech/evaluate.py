@@ -9,9 +9,9 @@ from fpspeech.corpora import (
     Recording,
     UnusableAudio,
     Utterance,
-    fingerprint,
     inspect_recording,
     read_windows,
+    with_contents,
 )
 from fpspeech.evaluation import (
     Hallucinations,
@@ -184,12 +184,7 @@ def evaluate(
 
 def find_speaker(utterances: Sequence[Utterance], personal: Personal) -> str | None:
     """The speaker whose recordings the personal model was adapted on, if they are here."""
-    for utterance in utterances:
-        if utterance.split == "test":
-            continue
-        try:
-            if personal.recordings.holds(fingerprint(utterance.audio)):
-                return utterance.speaker
-        except UnusableAudio:
-            continue
+    for utterance, content in with_contents(u for u in utterances if u.split != "test"):
+        if personal.recordings.holds(content):
+            return utterance.speaker
     return None

@@ -9,7 +9,6 @@ falls by `LEAST_FALL`, and it has not collapsed. Otherwise nothing is tuned.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +19,12 @@ from torch import Tensor
 
 from fpspeech.listening import Interrupted, Listener, first_seconds
 from fpspeech.models import SpeechModel
-from fpspeech.pruning import Applied, PruningError, apply_masks
+from fpspeech.normalize import Normalized
+from fpspeech.pruning import Applied, PruningError
 from fpspeech.pruning.evolution import Evolution, evolve
 from fpspeech.pruning.gains import Gains
 from fpspeech.pruning.search import probability_lower
-from fpspeech.signals import collapsed, hear
+from fpspeech.signals import collapsed, hear, json_number
 
 SURE = 0.95
 
@@ -66,7 +66,7 @@ class EvolvedFrontEnd:
         return {
             "evolved": self.reason is None,
             "uncertainty_other_half": [round(each, 6) for each in self.uncertainty],
-            "entropy_other_half": [_finite(each) for each in self.entropy],
+            "entropy_other_half": [json_number(round(each, 6)) for each in self.entropy],
             "probability_surer": self.probability,
             "confidence_wanted": SURE,
             "seconds_listened": round(self.seconds, 1),
@@ -103,11 +103,12 @@ def evolve_front_end(
             f"one to confirm, found {len(both)}: give more recordings, or cut a long one"
         )
     gains = Gains(model.network, model.gains)
-    ours, others = (_batches(model, half) for half in (both[::2], both[1::2]))
+    searched, held_back = both[::2], both[1::2]
+    ours, others = _batches(model, searched), _batches(model, held_back)
     seconds = 0.0
 
     def in_force(point: Tensor) -> Applied:
-        return apply_masks([], {}, network=model.network, values=gains.values(point))
+        return Normalized(gains.values(point)).apply(model)
 
     def objective(point: Tensor, number: int) -> float:
         nonlocal seconds
@@ -122,9 +123,9 @@ def evolve_front_end(
             raise Interrupted(f"stopped after step {step} of {settings.steps} of the front end")
 
     point = evolve(objective, gains.dimensions, settings, seed=seed, stepped=stepped)
-    plain, dense = hear(model, both[1::2]), _uncertainties(model, others)
+    plain, dense = hear(model, held_back), _uncertainties(model, others)
     with in_force(point):
-        tuned, evolved = hear(model, both[1::2]), _uncertainties(model, others)
+        tuned, evolved = hear(model, held_back), _uncertainties(model, others)
     probability = probability_lower(evolved.tolist(), dense.tolist(), seed=seed)
     reason = collapsed(tuned, plain)
     if reason is None and not probability > SURE:
@@ -155,21 +156,10 @@ def _batches(model: SpeechModel, windows: Sequence[Tensor]) -> list[Tensor]:
 
 def _drawn(batches: Sequence[Tensor], sampling_rate: int, seed: str) -> list[Tensor]:
     """Some of the batches, the same for the same seed, with `DRAWN_SECONDS` of audio at least."""
-    found: list[Tensor] = []
-    left = DRAWN_SECONDS * sampling_rate
-    for number in random.Random(seed).sample(range(len(batches)), len(batches)):
-        if left <= 0:
-            break
-        found.append(batches[number])
-        left -= batches[number].numel()
-    return found
+    shuffled = random.Random(seed).sample(range(len(batches)), len(batches))
+    return first_seconds((batches[n] for n in shuffled), DRAWN_SECONDS, sampling_rate)
 
 
 def _uncertainties(model: SpeechModel, batches: Iterable[Tensor]) -> Tensor:
     """Of every window of the batches, float64, in their order."""
     return torch.cat([model.uncertainty(list(batch)).double().cpu() for batch in batches])
-
-
-def _finite(value: float) -> float | None:
-    # JSON has no infinity, the entropy of nothing.
-    return round(value, 6) if math.isfinite(value) else None

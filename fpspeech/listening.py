@@ -215,7 +215,10 @@ class WindowStream:
 
 
 def first_seconds(windows: Iterable[Tensor], seconds: float, sampling_rate: int) -> list[Tensor]:
-    """Windows, in order, until so much audio is together; the one that crosses it is in."""
+    """Windows, in order, until so much audio is together; the one that crosses it is in.
+
+    windows: samples, shape (samples,), or batches of windows of one length, (windows, samples).
+    """
     found: list[Tensor] = []
     left = seconds * sampling_rate
     for window in windows:

@@ -153,4 +153,4 @@ class _InForce:
     def __call__(self, values: Mapping[str, Tensor]) -> None:
         if self._applied is not None:
             self._applied.restore()
-        self._applied = apply_masks([], {}, network=self._model.network, values=values)
+        self._applied = Normalized(values).apply(self._model)

@@ -21,7 +21,7 @@ from fpspeech.listening import first_seconds
 from fpspeech.models import SpeechModel
 from fpspeech.normalize import Normalization, normalize
 from fpspeech.pruning.search import CONFIDENCE, Searched, confirmed, coordinate_search
-from fpspeech.signals import Heard, collapsed, hear
+from fpspeech.signals import Heard, collapsed, hear, json_number
 
 STRENGTHS = (1.0, 0.5, 0.0)
 TOLERANCE = 0.04
@@ -59,8 +59,11 @@ class SearchedNormalization:
             "used": dict(self.normalization.strengths),
             "found": dict(self.found.strengths),
             "evaluations": self.searched.evaluations,
-            "entropy_searched": _finite(self.searched.start_objective, self.searched.objective),
-            "entropy_other_half": _finite(self.dense_entropy, self.entropy),
+            "entropy_searched": [
+                json_number(self.searched.start_objective),
+                json_number(self.searched.objective),
+            ],
+            "entropy_other_half": [json_number(self.dense_entropy), json_number(self.entropy)],
             "probability_better": self.probability,
             "confidence_wanted": CONFIDENCE,
             "reason": self.reason,
@@ -133,8 +136,3 @@ def search_normalization(
         dense_entropy=dense[1].entropy,
         reason=reason,
     )
-
-
-def _finite(*values: float) -> list[float | None]:
-    # JSON has no NaN and no infinity.
-    return [value if math.isfinite(value) else None for value in values]

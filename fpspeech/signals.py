@@ -17,6 +17,7 @@ What each can tell, and what not:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -99,6 +100,11 @@ class Heard:
     def at_cap(self) -> int:
         """Windows whose output was cut at the cap on new tokens."""
         return sum(each.at_cap for each in self.hypotheses)
+
+
+def json_number(value: float) -> float | None:
+    """The value for a report, None where it is not finite: JSON has no infinity and no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def hear(model: SpeechModel, windows: Iterable[Tensor]) -> Heard:

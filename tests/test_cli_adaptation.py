@@ -37,12 +37,16 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+def make_generic(capsys, speech, model, out, *options) -> str:
+    code, said, err = run(
+        capsys, "generic", "--audio", speech / "ben", "--model", model, "--out", out, *options
+    )
+    assert code == 0, err
+    return said
+
+
 def test_generic_numbers_then_normalised(capsys, here, speech, tiny_group):
-    code, out, _ = run(
-        capsys, "generic", "--audio", speech / "ben", "--model", tiny_group,
-        "--out", "numbers/generic.safetensors", "--minutes", 0.05,
-    )  # fmt: skip
-    assert code == 0
+    out = make_generic(capsys, speech, tiny_group, "numbers/generic.safetensors", "--minutes", 0.05)
     assert out.startswith("1 speakers, 0.1 minutes")
     where = ("--speaker", "ann", "--audio", speech, "--model", tiny_group, "--json")
     given = (*where, "--generic", "numbers/generic.safetensors")
@@ -71,11 +75,8 @@ def test_generic_numbers_then_normalised(capsys, here, speech, tiny_group):
 def test_generic_numbers_beside_the_weights_are_found(capsys, here, speech, tiny_group):
     model = here / "base"
     shutil.copytree(tiny_group, model)
-    code, _, _ = run(
-        capsys, "generic", "--audio", speech / "ben", "--model", model,
-        "--out", model / "generic.safetensors", "--statistics", "--products",
-    )  # fmt: skip
-    assert code == 0
+    made = model / "generic.safetensors"
+    make_generic(capsys, speech, model, made, "--statistics", "--products")
     where = ("--speaker", "ann", "--audio", speech, "--model", model, "--json")
     for options in (
         ("--score", "contrast", "--update", "none"),
@@ -88,10 +89,7 @@ def test_generic_numbers_beside_the_weights_are_found(capsys, here, speech, tiny
 
 
 def test_generic_numbers_of_another_base_are_refused(capsys, here, speech, tiny_group, tiny_layer):
-    run(
-        capsys, "generic", "--audio", speech / "ben", "--model", tiny_layer,
-        "--out", "other.safetensors",
-    )  # fmt: skip
+    make_generic(capsys, speech, tiny_layer, "other.safetensors")
     code, _, err = run(
         capsys, "personalize", "--speaker", "ann", "--audio", speech, "--model", tiny_group,
         "--normalize", "features=1", "--generic", "other.safetensors",
@@ -167,10 +165,7 @@ def test_the_front_end_is_evolved_and_what_came_of_it_is_said(capsys, here, spee
 
 
 def test_what_was_normalised_is_said(capsys, here, speech, tiny_group):
-    run(
-        capsys, "generic", "--audio", speech / "ben", "--model", tiny_group,
-        "--out", "numbers.safetensors",
-    )  # fmt: skip
+    make_generic(capsys, speech, tiny_group, "numbers.safetensors")
     code, out, _ = run(
         capsys, "personalize", "--speaker", "ann", "--audio", speech, "--model", tiny_group,
         "--generic", "numbers.safetensors", "--normalize", "features=1,layer0=0.5",

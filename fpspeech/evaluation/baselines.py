@@ -102,7 +102,7 @@ def suta_adapted(
             inputs = model._inputs([window])
             for step in range(settings.steps):
                 logits = network(**inputs).logits[0]
-                objective = suta_objective(logits, _blank(model), settings)
+                objective = suta_objective(logits, model.blank, settings)
                 objectives.append(_finite(objective, f"SUTA's objective at step {step + 1}"))
                 torch.autograd.backward(objective)
                 for repeats, optimiser in optimisers.items():
@@ -238,7 +238,7 @@ class _Example:
 def _pseudo_label(model: SpeechModel, window: Tensor) -> _Example | None:
     if isinstance(model, Wav2Vec2):
         best = model.logits(window).log_softmax(-1).max(-1)
-        blank = _blank(model)
+        blank = model.blank
         labels = torch.unique_consecutive(best.indices)
         labels = labels[labels != blank]
         if labels.numel() == 0:
@@ -272,7 +272,7 @@ def _loss(model: SpeechModel, example: _Example) -> Tensor:
         frames, count = (torch.tensor([n]) for n in (logits.shape[1], len(labels)))
         posteriors = logits.log_softmax(-1).transpose(0, 1)
         return nn.functional.ctc_loss(
-            posteriors, labels.unsqueeze(0), frames, count, blank=_blank(model), reduction="mean"
+            posteriors, labels.unsqueeze(0), frames, count, blank=model.blank, reduction="mean"
         )
     assert isinstance(model, Whisper)
     prompt = model.prompt[0]
@@ -367,10 +367,6 @@ def _training_only(network: nn.Module, trained: Collection[nn.Parameter]) -> Ite
         for parameter, flag, gradient in before:
             parameter.requires_grad_(flag)
             parameter.grad = gradient
-
-
-def _blank(model: Wav2Vec2) -> int:
-    return int(model.processor.tokenizer.pad_token_id)
 
 
 def _finite(value: Tensor, name: str) -> float:

@@ -67,6 +67,11 @@ class Wav2Vec2:
         return cls(source, network.to(device), processor)
 
     @property
+    def blank(self) -> int:
+        """The symbol of CTC that writes nothing."""
+        return int(self.processor.tokenizer.pad_token_id)
+
+    @property
     def exclusions(self) -> Mapping[str, str]:
         """The first convolution, which reads ten samples an output, and the output layer."""
         return {
@@ -158,7 +163,7 @@ class Wav2Vec2:
         """The best path of one window; its posteriors need no tokens to go along."""
         posteriors = self.logits(window).log_softmax(-1)  # (frames, vocabulary)
         best = posteriors.max(-1)
-        informative = best.indices.ne(self._blank)
+        informative = best.indices.ne(self.blank)
         entropy = -(posteriors.exp() * posteriors).sum(-1)
         return Hypothesis(
             text=self._decode(posteriors),
@@ -180,7 +185,7 @@ class Wav2Vec2:
 
     def uncertainty(self, windows: Sequence[Tensor]) -> Tensor:
         """SUTA's objective of windows of one length, see `fpspeech.pruning.uncertainty`."""
-        return uncertainty(self.logits_together(windows), self._blank)
+        return uncertainty(self.logits_together(windows), self.blank)
 
     def logits_together(self, windows: Sequence[Tensor]) -> Tensor:
         """CTC logits of windows of one length, shape (windows, frames, vocabulary)."""
@@ -192,10 +197,6 @@ class Wav2Vec2:
         """Writes a stock folder that `Wav2Vec2ForCTC.from_pretrained` loads."""
         self.network.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-
-    @property
-    def _blank(self) -> int:
-        return int(self.processor.tokenizer.pad_token_id)
 
     @property
     def _takes_mask(self) -> bool:
