@@ -8,11 +8,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fpspeech.pruning.conjugate_gradients import solve_on_sets
 from fpspeech.pruning.layers import PrunableLayer, PruningError
 from fpspeech.pruning.statistics import InputStatistics
 
 PRODUCT_VALUES = 1 << 24  # largest Σxxᵀ that is collected for a layer, in numbers: 64 MiB
 BATCH_VALUES = 1 << 24  # numbers in the systems that are solved together: 128 MiB in float64
+
+DIRECT_SHARE = 0.35
+"""Share of a layer's inputs beyond which a row's system is solved by conjugate gradients: about
+where both take the same time on a CPU. Factors cost the cube of a set, rounds the square of all."""
+
+SMALL = 128
+"""Systems of no more are always solved by factors."""
 
 
 def can_fit(layer: PrunableLayer) -> bool:
@@ -67,7 +75,8 @@ def masked_least_squares(
     weight, mask: (groups, outputs, inputs), mask True where kept. Per row with kept set S and
     H = E[xxᵀ]: (H_SS + λI) w'_S = H_S: w + λ w_S, with λ = ridge · mean(diag H), so that inputs
     that were hardly seen keep their weights. Where fewer are pruned than kept, the same optimum is
-    reached from the pruned set P with A = H + λI: w' = w - A⁻¹_:P (A⁻¹_PP)⁻¹ w_P.
+    reached from the pruned set P with A = H + λI: w' = w - A⁻¹_:P (A⁻¹_PP)⁻¹ w_P. Where both sets
+    are large, by conjugate gradients, see `solve_on_sets`.
     cross: E[x x̃ᵀ], shape (groups, inputs, inputs), where the layer will see x̃ instead of the x of
     the dense model, and `statistics` are those of x̃: minimises E‖Wx − W'x̃‖² + λ‖W − W'‖² instead.
     Returns float32 of the same shape, zero where pruned.
@@ -85,14 +94,21 @@ def masked_least_squares(
         towards = moments if cross is None else cross[group].double()
         targets = dense @ towards + damping * dense  # rows: H w + λ w, of which S is needed
         kept = mask[group].sum(-1)
-        mostly_kept = kept * 2 > mask.shape[-1]
-        for rows in _batches(kept, ~mostly_kept):
+        few = max(SMALL, DIRECT_SHARE * mask.shape[-1])
+        pruned_count = mask.shape[-1] - kept
+        mostly_kept = (pruned_count <= few) & (pruned_count < kept)
+        mostly_pruned = (kept <= few) & ~mostly_kept
+        between = ~(mostly_kept | mostly_pruned)
+        for rows in _batches(kept, mostly_pruned):
             fitted[group, rows] = _solve(moments, damping, targets[rows], mask[group, rows]).float()
-        if bool(mostly_kept.any()):
-            inverse = _inverse(moments, damping)
+        if bool((~mostly_pruned).any()):
+            damped, inverse = _damped_inverse(moments, damping)
+            fitted[group, between] = solve_on_sets(
+                damped, inverse, targets[between], dense[between], mask[group, between]
+            )
             # The optimum under no mask, from which the pruned set takes away.
             free = dense if cross is None else targets @ inverse
-            for rows in _batches(mask.shape[-1] - kept, mostly_kept):
+            for rows in _batches(pruned_count, mostly_kept):
                 pruned = ~mask[group, rows]
                 forces = _solve(inverse, 0.0, free[rows], pruned)  # (A⁻¹_PP)⁻¹ w_P
                 refitted = free[rows] - forces @ inverse
@@ -136,10 +152,10 @@ def _moments(statistics: InputStatistics) -> Tensor:
     return statistics.moments
 
 
-def _inverse(moments: Tensor, damping: float) -> Tensor:
+def _damped_inverse(moments: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     damped = moments.clone()
     damped.diagonal().add_(damping)
-    return torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return damped, torch.cholesky_inverse(torch.linalg.cholesky(damped))
 
 
 def _batches(sizes: Tensor, wanted: Tensor) -> Iterator[Tensor]:

@@ -54,6 +54,24 @@ def test_equals_a_direct_solve_of_every_row(sparsity, make_mask, batch_values, m
     assert not found[~mask].any()
 
 
+@pytest.mark.parametrize("crossed", [False, True])
+@pytest.mark.parametrize("sparsity", [0.1, 0.3, 0.5, 0.6, 0.9])
+def test_conjugate_gradients_come_to_the_same(sparsity, crossed, monkeypatch):
+    """Large sets, made to be those of a small layer, solved as far as float32 goes."""
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(2, 5, 12, generator=generator)
+    x = correlated(2, 12, 80)
+    mask = layer_mask(torch.rand(weight.shape, generator=generator), sparsity)
+    cross = x.transpose(1, 2) @ x.roll(1, dims=1) / 80 if crossed else None
+    direct = masked_least_squares(weight, mask, statistics_of(x), 0.02, cross)
+    monkeypatch.setattr("fpspeech.pruning.least_squares.SMALL", 0)
+    monkeypatch.setattr("fpspeech.pruning.least_squares.DIRECT_SHARE", 0.0)
+    monkeypatch.setattr("fpspeech.pruning.conjugate_gradients.TOLERANCE", 1e-6)
+    found = masked_least_squares(weight, mask, statistics_of(x), 0.02, cross)
+    torch.testing.assert_close(found, direct, rtol=1e-3, atol=1e-4)
+    assert not found[~mask].any()
+
+
 def test_a_full_mask_changes_nothing_and_an_empty_one_leaves_nothing():
     weight = torch.randn(1, 3, 6)
     statistics = statistics_of(correlated(1, 6, 40))
