@@ -545,6 +545,7 @@ def measure_generic_numbers(
     revision: Revision = None,
     device: Device = "auto",
     seed: Seed = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Write what a base model's features are like for other people: a small file of numbers.
 
@@ -559,11 +560,13 @@ def measure_generic_numbers(
     from fpspeech.corpora import read_utterances
     from fpspeech.generic import in_turns, measure_generic
     from fpspeech.listening import Interrupted
+    from fpspeech.output_folder import require_free_file
     from fpspeech.personalize import select_layers_of
     from fpspeech.pruning import products_for
 
     if products and not statistics:
         raise typer.BadParameter("goes with --statistics", param_hint="--products")
+    require_free_file(out, overwrite)
     utterances = at_most(in_turns(read_utterances(audio, with_text=False), seed), minutes)
     loaded = _load(model, revision, device, language)
     config = Config()

@@ -120,7 +120,10 @@ def evolve_front_end(
     def stepped(step: int) -> None:
         listener.evolved(step, settings.steps)
         if listener.stop():
-            raise Interrupted(f"stopped after step {step} of {settings.steps} of the front end")
+            raise Interrupted(
+                f"stopped after step {step} of {settings.steps} of evolving the front end, which "
+                "begins anew"
+            )
 
     point = evolve(objective, gains.dimensions, settings, seed=seed, stepped=stepped)
     plain, dense = hear(model, held_back), _uncertainties(model, others)

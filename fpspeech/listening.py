@@ -33,7 +33,7 @@ class NothingHeardError(ValueError):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; what it had counted is saved."""
+    """The run was asked to stop; what it had counted of recordings is saved."""
 
 
 @dataclass(frozen=True)

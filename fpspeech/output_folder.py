@@ -1,4 +1,4 @@
-"""Output folders that appear whole or not at all."""
+"""Output folders that appear whole or not at all, and outputs that must not be replaced."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class OutputError(ValueError):
-    """An output folder that must not be written."""
+    """An output that must not be written."""
 
 
 def require_free(folder: Path, overwrite: bool) -> None:
@@ -19,6 +19,14 @@ def require_free(folder: Path, overwrite: bool) -> None:
         raise OutputError(f"{folder} is a file: give the name of a new folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise OutputError(f"{folder} exists already: give another folder, or --overwrite it")
+
+
+def require_free_file(file: Path, overwrite: bool) -> None:
+    """Raises OutputError when `file` is a folder, or exists and may not be replaced."""
+    if file.is_dir():
+        raise OutputError(f"{file} is a folder: give the name of a file")
+    if file.exists() and not overwrite:
+        raise OutputError(f"{file} exists already: give another file, or --overwrite it")
 
 
 @contextmanager

@@ -88,6 +88,22 @@ def test_generic_numbers_beside_the_weights_are_found(capsys, here, speech, tiny
         assert code == 0, err
 
 
+def test_generic_numbers_are_not_replaced_unasked(capsys, here, speech, tiny_group):
+    file = here / "generic.safetensors"
+    file.write_text("somebody's")
+    where = ("generic", "--audio", speech / "ben", "--model", tiny_group, "--minutes", 0.05)
+    code, _, err = run(capsys, *where, "--out", file)
+    assert code == 1
+    assert "exists already: give another file, or --overwrite it" in squeezed(err)
+    assert file.read_text() == "somebody's"
+    code, _, err = run(capsys, *where, "--out", here)
+    assert code == 1
+    assert "is a folder: give the name of a file" in squeezed(err)
+    code, out, _ = run(capsys, *where, "--out", file, "--overwrite")
+    assert code == 0
+    assert out.startswith("1 speakers")
+
+
 def test_generic_numbers_of_another_base_are_refused(capsys, here, speech, tiny_group, tiny_layer):
     make_generic(capsys, speech, tiny_layer, "other.safetensors")
     code, _, err = run(

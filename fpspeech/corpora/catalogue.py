@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -67,12 +68,12 @@ class Corpus:
         Raises ``ManifestError``; for an option that none has, it names the nearest one.
         """
         root = self.root(data_dir, **options)
-        return self.prepare(root, **_among(options, _options(self.prepare)))
+        return self.prepare(root, **_for(self.prepare, options))
 
     def root(self, data_dir: str | Path | None = None, **options: Any) -> Path:
         """Find the corpus; raises ``CorpusNotFound`` and the errors of `utterances`."""
         self._require_known(options)
-        return self.find(data_dir, **_among(options, self.found_by | _options(self.find)))
+        return self.find(data_dir, **_for(self.find, options, self.found_by))
 
     def fetch(self, target: str | Path, **options: Any) -> Path:
         """Download what the options say below a folder and return the root.
@@ -84,7 +85,7 @@ class Corpus:
             raise ManifestError(
                 f"{self.title} cannot be downloaded by a program: get it at {self.homepage}"
             )
-        return self.download(target, **_among(options, self.found_by | _options(self.download)))
+        return self.download(target, **_for(self.download, options, self.found_by))
 
     def _require_known(self, options: Mapping[str, Any]) -> None:
         known = {"seed", "test_share"} | self.found_by
@@ -274,8 +275,23 @@ def _options(function: Callable[..., object]) -> set[str]:
     return {each.name for each in every if each.kind is not each.VAR_KEYWORD} - PLACES
 
 
-def _among(options: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name in names}
+def _for(
+    function: Callable[..., object], options: Mapping[str, Any], more: Collection[str] = ()
+) -> dict[str, Any]:
+    """The options that the function takes, and `more`; one name where it takes several is a list.
+
+    A string is a sequence of strings too: of its letters.
+    """
+    parameters = inspect.signature(function).parameters
+    found = {}
+    for name, value in options.items():
+        if name in more or name in _options(function):
+            several = name in parameters and _SEVERAL.search(str(parameters[name].annotation))
+            found[name] = (value,) if several and isinstance(value, str) else value
+    return found
+
+
+_SEVERAL = re.compile(r"(Sequence|Collection)\[str\]")
 
 
 def _nearest(name: str, known: set[str]) -> str:

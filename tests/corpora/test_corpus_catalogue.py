@@ -50,3 +50,13 @@ def test_reads_a_corpus_with_its_options(tmp_path):
 def test_an_option_of_finding(tmp_path):
     with pytest.raises(ManifestError, match="language 'cy'"):
         find_corpus("common_voice").utterances(tmp_path, language="cy")
+
+
+def test_one_name_where_several_are_taken_is_not_taken_apart(tmp_path):
+    for speaker in ("theo", "lucas"):
+        path = tmp_path / "recordings" / f"3_{speaker}_0.wav"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    for given in ("lucas", ["lucas"]):
+        found = find_corpus("fsdd").utterances(tmp_path, speakers=given)
+        assert {each.speaker for each in found} == {"lucas"}
