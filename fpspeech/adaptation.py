@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fpspeech.allocate import allocate, part_costs
+from fpspeech.allocate import allocate, owl_by_block, part_costs, parts_of_blocks
 from fpspeech.config import Config
 from fpspeech.corpora import Utterance
 from fpspeech.evolve_front_end import evolve_front_end
@@ -32,6 +32,8 @@ from fpspeech.pruning import (
     PruningError,
     prune_layers,
 )
+from fpspeech.pruning.allocation import Allocation
+from fpspeech.search_allocation import SEARCH_SECONDS, search_allocation
 from fpspeech.search_normalization import search_normalization
 from fpspeech.sequential_listening import prune_while_listening
 from fpspeech.signals import Reference
@@ -45,7 +47,8 @@ class Adaptation:
     """What is known of a speaker before anything is pruned.
 
     layers: that were listened to. heard: their statistics, under the normalisation. normalized:
-    what it changes. account: how it was found, for the report. seconds: of wall time it all took.
+    what it changes. account: how things were found, for the report. seconds: of wall time it all
+    took.
     """
 
     model: SpeechModel
@@ -97,6 +100,8 @@ class Adaptation:
         return None if self.generic is None else self.generic.statistics
 
     def _allocated(self, pruning: PruningConfig, config: Config) -> PruningConfig:
+        if config.allocation == "search" and pruning.group in ("row", "layer"):
+            return self._searched(pruning, config)
         costs = None
         if config.allocation == "sensitivity":
             key = _without_sparsity(pruning)
@@ -112,6 +117,33 @@ class Adaptation:
             costs = self._costs[key]
         statistics = self.heard.statistics
         return allocate(self.model, self.layers, statistics, pruning, config.allocation, costs)
+
+    def _searched(self, pruning: PruningConfig, config: Config) -> PruningConfig:
+        alone = replace(pruning, order="independent")  # a candidate does not listen anew
+
+        def candidate(allocation: Allocation) -> PruningConfig:
+            return replace(alone, overrides=(*allocation.overrides, *pruning.overrides))
+
+        def pruned(allocation: Allocation) -> Applied:
+            found = prune_layers(
+                self.layers, self.heard.statistics, candidate(allocation), self._generic_statistics
+            )
+            return self.apply(found)
+
+        found = search_allocation(
+            self.model,
+            parts_of_blocks(self.model, self.layers),
+            owl_by_block(self.model, self.layers, self.heard.statistics, pruning.sparsity),
+            pruning.sparsity,
+            pruned,
+            first_seconds(
+                WindowStream(self.model, self.utterances), SEARCH_SECONDS, self.model.sampling_rate
+            ),
+            budget=config.search_budget,
+            seed=pruning.seed,
+        )
+        self.account = {**self.account, "allocation": found.as_json()}
+        return replace(candidate(found.allocation), order=pruning.order)
 
     @cached_property
     def _costs(self) -> dict[PruningConfig, dict[str, dict[float, float]]]:

@@ -15,7 +15,7 @@ from fpspeech.pruning import (
     PruningConfig,
     prune_layers,
 )
-from fpspeech.pruning.allocation import CAP, erk, owl
+from fpspeech.pruning.allocation import CAP, Allocation, erk, owl
 from fpspeech.pruning.sensitivity import Costs, measure_costs, sensitivity
 from fpspeech.signals import Reference
 
@@ -35,23 +35,36 @@ def allocate(
 ) -> PruningConfig:
     """The settings with the sparsity of every layer written out; see `config.ALLOCATIONS`.
 
-    costs: of `part_costs`, for "sensitivity". What `pruning.overrides` says of single layers
-    comes on top of the allocation. Where the group of `pruning` decides itself what each layer
-    loses, there is nothing to allocate.
+    costs: of `part_costs`, for "sensitivity"; "search" is `search_allocation`'s. What
+    `pruning.overrides` says of single layers comes on top of the allocation. Where the group of
+    `pruning` decides itself what each layer loses, there is nothing to allocate.
     """
     if allocation == "uniform" or pruning.group not in ("row", "layer"):
         return pruning
     if allocation == "owl":
-        blocks = {layer.name: block_of(model, layer.name) for layer in layers}
-        # The usual cap, unless more than that is to be pruned anyway.
-        cap = max(CAP, (1 + pruning.sparsity) / 2)
-        found = owl(layers, statistics, pruning.sparsity, cap=cap, blocks=blocks)
+        found = owl_by_block(model, layers, statistics, pruning.sparsity)
     elif allocation == "erk":
         found = erk(layers, pruning.sparsity)
     else:
         assert costs is not None  # `part_costs` was called
         found = sensitivity(parts(model, layers), costs, pruning.sparsity)
     return replace(pruning, overrides=(*found.overrides, *pruning.overrides))
+
+
+def owl_by_block(
+    model: SpeechModel,
+    layers: Sequence[PrunableLayer],
+    statistics: Mapping[str, InputStatistics],
+    sparsity: float,
+) -> Allocation:
+    """OWL over the blocks of `block_of`."""
+    blocks = {layer.name: block_of(model, layer.name) for layer in layers}
+    return owl(layers, statistics, sparsity, cap=highest(sparsity), blocks=blocks)
+
+
+def highest(sparsity: float) -> float:
+    """The cap on a layer's sparsity: the usual one, unless more is to be pruned anyway."""
+    return max(CAP, (1 + sparsity) / 2)
 
 
 def block_of(model: PretrainedModel, name: str) -> str:
@@ -70,6 +83,19 @@ def parts(
     found: dict[str, list[PrunableLayer]] = {}
     for layer in layers:
         found.setdefault(_component(model, layer.name) or layer.name, []).append(layer)
+    return found
+
+
+def parts_of_blocks(
+    model: PretrainedModel, layers: Sequence[PrunableLayer]
+) -> dict[str, list[PrunableLayer]]:
+    """The layers by block, and by component within it, such as "encoder.layers.0 ffn"."""
+    found: dict[str, list[PrunableLayer]] = {}
+    for layer in layers:
+        block, component = block_of(model, layer.name), _component(model, layer.name)
+        if component is not None and component != block:
+            block = f"{block} {component.split('.')[-1]}"
+        found.setdefault(block, []).append(layer)
     return found
 
 

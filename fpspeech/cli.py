@@ -83,8 +83,9 @@ Group = Annotated[
 Update = Annotated[
     str,
     typer.Option(
-        help="What the kept weights become: none (as they are) or least_squares (those that best "
-        "reproduce the dense outputs on this speaker; written beside the mask as float16)."
+        help="What the kept weights become: none (as they are), least_squares (those that best "
+        "reproduce the dense outputs on this speaker), or, with the mask, what sparsegpt or alps "
+        "makes of both. Written beside the mask as float16."
     ),
 ]
 Ridge = Annotated[
@@ -102,8 +103,9 @@ Allocation = Annotated[
     str,
     typer.Option(
         help="How the sparsity is spread over the layers: uniform, owl (blocks with more outliers "
-        "lose less), erk, or sensitivity (parts whose pruning changes the outputs less lose more; "
-        "listens again)."
+        "lose less), erk, sensitivity (parts whose pruning changes the outputs less lose more; "
+        "listens again) or search (from owl on, part by part, what keeps the outputs of the whole; "
+        "prunes and listens --search-budget times)."
     ),
 ]
 Bias = Annotated[

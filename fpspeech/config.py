@@ -10,7 +10,7 @@ from fpspeech.pruning import PruningConfig, PruningError
 
 BATCH_NORM = ("match", "keep")
 OUTPUT_PRIOR = ("none", "em")
-ALLOCATIONS = ("uniform", "owl", "erk", "sensitivity")
+ALLOCATIONS = ("uniform", "owl", "erk", "sensitivity", "search")
 
 
 @dataclass(frozen=True)

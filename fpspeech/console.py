@@ -187,6 +187,10 @@ def show_personal(
         before, after = account["uncertainty_other_half"]
         surer = f"yes: uncertainty {before:.3f} -> {after:.3f} on held-back audio"
         table.add_row("evolved", surer if account["evolved"] else f"no: {account['reason']}")
+    if (account := report.get("allocation")) is not None:
+        before, after = account["divergence_other_half"]
+        closer = f"searched: divergence {before:.3f} -> {after:.3f} on held-back audio"
+        table.add_row("allocation", closer if account["searched"] else f"owl: {account['reason']}")
     table.add_row(
         "pruned",
         f"{report['pruned_weights']:,} of {report['prunable_weights']:,} weights "

@@ -29,7 +29,7 @@ from torch import Tensor
 from fpspeech.evaluation.hallucination import compression_ratio
 from fpspeech.models import SpeechModel
 from fpspeech.models.speech_model import Hypothesis
-from fpspeech.pruning.divergence import kullback_leibler
+from fpspeech.pruning.divergence import Divergence, kullback_leibler
 
 SHORTEST, LONGEST = 0.8, 1.25
 """Share of the dense text's characters that a candidate's may have, at least and at most."""
@@ -139,12 +139,18 @@ def collapsed(candidate: Heard, dense: Heard) -> str | None:
 class Closeness:
     """How close a pruned model is to the dense one on the same audio.
 
-    divergence: KL(dense ‖ pruned) in nats a position.
+    totals, positions: KL(dense ‖ pruned) in nats, summed over the positions of each window.
     agreement: share of the dense transcript's words that the other has too: 1 - WER against it.
     """
 
-    divergence: float
+    totals: tuple[float, ...]
+    positions: tuple[int, ...]
     agreement: float
+
+    @property
+    def divergence(self) -> float:
+        """Nats a position of all windows together."""
+        return sum(self.totals) / max(1, sum(self.positions))
 
 
 class Reference:
@@ -168,7 +174,7 @@ class Reference:
 
     def compare(self, model: SpeechModel) -> tuple[Heard, Closeness]:
         """What the model as it is now writes for the same windows, and how close it is."""
-        total, positions = 0.0, 0
+        divergences: list[Divergence] = []
         hypotheses = []
         for window, tokens, dense in zip(
             self._windows, self._tokens, self._posteriors, strict=True
@@ -176,12 +182,14 @@ class Reference:
             found = model.hypothesis(window, tokens)
             assert dense is not None
             assert found.log_posteriors is not None  # they were asked for
-            divergence = kullback_leibler(dense, found.log_posteriors)
-            total += divergence.total
-            positions += divergence.positions
+            divergences.append(kullback_leibler(dense, found.log_posteriors))
             hypotheses.append(replace(found, log_posteriors=None))
         heard = Heard(tuple(hypotheses))
-        return heard, Closeness(total / max(1, positions), agreement(self.heard, heard))
+        return heard, Closeness(
+            totals=tuple(each.total for each in divergences),
+            positions=tuple(each.positions for each in divergences),
+            agreement=agreement(self.heard, heard),
+        )
 
 
 def agreement(dense: Heard, other: Heard) -> float:

@@ -180,9 +180,7 @@ def test_one_window_and_models_without_ctc_are_refused(model, windows, tmp_path)
 
 def test_it_stops_when_asked_and_leaves_the_model_as_it_was(model, windows):
     before = states(model)
-    with pytest.raises(
-        Interrupted, match="step 1 of 3 of evolving the front end"
-    ):
+    with pytest.raises(Interrupted, match="step 1 of 3 of evolving the front end"):
         evolve_front_end(model, windows, FEW, listener=Listener(stop=lambda: True))
     assert_unchanged(model, before)
 

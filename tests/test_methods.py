@@ -28,7 +28,7 @@ def test_orders(order):
     assert config_of(f"obs+least_squares+{order}", GIVEN).pruning.order == order
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "owl", "erk", "sensitivity"])
+@pytest.mark.parametrize("allocation", ["uniform", "owl", "erk", "sensitivity", "search"])
 def test_allocations(allocation):
     assert config_of(f"obs+{allocation}", GIVEN).allocation == allocation
 

@@ -127,11 +127,28 @@ def owl(
         for layer in inside
     }
 
-    def sparsities(shift: float) -> dict[str, float]:
-        return {name: min(max(value + shift, 0.0), cap) for name, value in wanted.items()}
+    return shifted(layers, wanted, sparsity, cap=cap)
 
-    found = _meeting(layers, sparsity, sparsities, 0.0, cap + 2 * spread)
-    return allocated(layers, found.__getitem__)
+
+def shifted(
+    layers: Sequence[PrunableLayer],
+    wanted: Mapping[str, float],
+    sparsity: float,
+    *,
+    cap: float = CAP,
+) -> Allocation:
+    """Every layer at what is wanted for its name plus one common number, clipped to 0 ... cap.
+
+    The number is the one with which the mean over weights is the total.
+    Raises PruningError where the cap is below the sparsity.
+    """
+    _check(layers, sparsity, cap)
+
+    def sparsities(shift: float) -> dict[str, float]:
+        return {layer.name: min(max(wanted[layer.name] + shift, 0.0), cap) for layer in layers}
+
+    low, high = -max(wanted.values()), cap - min(wanted.values())  # all at 0, all at the cap
+    return allocated(layers, _meeting(layers, sparsity, sparsities, low, high).__getitem__)
 
 
 def erk(layers: Sequence[PrunableLayer], sparsity: float, *, cap: float = CAP) -> Allocation:

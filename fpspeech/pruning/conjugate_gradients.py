@@ -34,12 +34,14 @@ def solve_on_sets(
     Returns float32, (rows, n).
     """
     matrix, inverse = matrix.float(), inverse.float()
+    solution = torch.zeros(sets.shape)
     step = max(1, ROWS_VALUES // max(1, matrix.shape[0]))
-    parts = [
-        _solve(matrix, inverse, targets[rows].float(), start[rows].float(), sets[rows])
-        for rows in torch.arange(len(sets)).split(step)
-    ]
-    return torch.cat(parts) if parts else start.float()
+    for first in range(0, len(sets), step):
+        rows = slice(first, first + step)
+        solution[rows] = _solve(
+            matrix, inverse, targets[rows].float(), start[rows].float(), sets[rows]
+        )
+    return solution
 
 
 def _solve(matrix: Tensor, inverse: Tensor, targets: Tensor, start: Tensor, sets: Tensor) -> Tensor:
