@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -40,8 +40,8 @@ class _Suta:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
-    def transcribe(self, windows: Iterable[Tensor]) -> Transcript:
-        return suta_transcribe(self.model, windows)
+    def transcribe_all(self, recordings: Iterable[Iterable[Tensor]]) -> Iterator[Transcript]:
+        return (suta_transcribe(self.model, windows) for windows in recordings)
 
 
 def run_baseline(

@@ -125,18 +125,19 @@ def recognise(
     seed: int = 0,
     listener: Listener | None = None,
 ) -> Recognition:
-    """Transcribes a test set with the model as it is now, one recording at a time, and scores it.
+    """Transcribes a test set with the model as it is now, and scores it.
 
     The interval is a 95 % bootstrap over utterances.
     """
     listener = listener or Listener()
     hypotheses: list[str] = []
     at_cap: list[int] = []
-    for recording in test_set.recordings:
-        windows = read_windows(
-            recording, sampling_rate=model.sampling_rate, window_seconds=model.window_seconds
-        )
-        transcript = model.transcribe(windows)
+    rate, longest = model.sampling_rate, model.window_seconds
+    transcripts = model.transcribe_all(
+        read_windows(recording, sampling_rate=rate, window_seconds=longest)
+        for recording in test_set.recordings
+    )
+    for recording, transcript in zip(test_set.recordings, transcripts, strict=True):
         hypotheses.append(transcript.text)
         at_cap.append(transcript.at_cap)
         listener.heard(recording.seconds)

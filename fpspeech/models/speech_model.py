@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -102,3 +102,9 @@ class SpeechModel(PretrainedModel, Protocol):
 
     def transcribe(self, windows: Iterable[Tensor]) -> Transcript:
         """Hears the consecutive windows of one recording."""
+
+    def transcribe_all(self, recordings: Iterable[Iterable[Tensor]]) -> Iterator[Transcript]:
+        """Hears recordings in their order, several at once where that is faster.
+
+        Each is its consecutive windows.
+        """

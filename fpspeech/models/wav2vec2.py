@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,10 @@ class Wav2Vec2:
         """Best-path CTC text of the consecutive windows of one recording."""
         heard = (self._decode(self.logits(window)) for window in windows)
         return Transcript(" ".join(filter(None, heard)))
+
+    def transcribe_all(self, recordings: Iterable[Iterable[Tensor]]) -> Iterator[Transcript]:
+        """Texts of recordings, each its consecutive windows, one after the other."""
+        return map(self.transcribe, recordings)
 
     def logits(self, window: Tensor) -> Tensor:
         """CTC logits of one window of float32 samples, shape (frames, vocabulary)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,9 @@ from fpspeech.pruning import Replay, Site
 
 MAX_NEW_TOKENS = 224
 """Tokens a window's output may have: half the text context of 448, as in openai/whisper."""
+
+BATCH = 16
+"""Windows that are transcribed together."""
 
 _MULTILINGUAL_VOCABULARY = 51_865  # tokens; the English-only checkpoints have fewer
 _TIMESTAMP = re.compile(r"<\|\d+\.\d+\|>")
@@ -202,17 +205,47 @@ class Whisper:
             self._encoded(windows)
 
     def transcribe(self, windows: Iterable[Tensor]) -> Transcript:
-        """Greedy text of the consecutive windows of one recording, one window in memory at a time.
+        """Greedy text of the consecutive windows of one recording, a batch in memory at a time.
 
         Raises ModelError when a window is longer than `window_seconds`.
         """
-        heard: list[str] = []
-        at_cap = 0
-        for window in windows:
-            (decoded,) = self.decode([window])
-            heard.append(self._text(decoded))
-            at_cap += decoded.at_cap
-        return Transcript(" ".join(filter(None, heard)), at_cap)
+        return next(self.transcribe_all([windows]))
+
+    def transcribe_all(self, recordings: Iterable[Iterable[Tensor]]) -> Iterator[Transcript]:
+        """Greedy texts of recordings, each its consecutive windows; see `transcribe`.
+
+        Windows of several recordings are decoded together: all are padded to 30 seconds anyway,
+        and a step of the decoder takes hardly longer for many.
+        """
+        batch: list[tuple[int, Tensor]] = []  # window, and the number of its recording
+        begun = finished = 0
+        heard: dict[int, list[Decoded]] = {}
+
+        def decode() -> None:
+            decoded = self.decode([window for _, window in batch])
+            for (number, _), each in zip(batch, decoded, strict=True):
+                heard[number].append(each)
+            batch.clear()
+
+        for windows in recordings:
+            heard[begun] = []
+            for window in windows:
+                batch.append((begun, window))
+                if len(batch) == BATCH:
+                    decode()
+                    # The recording that is being read may have windows to come.
+                    for number in range(finished, begun):
+                        yield self._transcript(heard.pop(number))
+                    finished = begun
+            begun += 1
+        if batch:
+            decode()
+        for number in range(finished, begun):
+            yield self._transcript(heard.pop(number))
+
+    def _transcript(self, decoded: Sequence[Decoded]) -> Transcript:
+        texts = [self._text(each) for each in decoded]
+        return Transcript(" ".join(filter(None, texts)), sum(each.at_cap for each in decoded))
 
     @torch.inference_mode()
     def decode(self, windows: Sequence[Tensor]) -> list[Decoded]:

@@ -261,6 +261,34 @@ def test_windows_of_a_recording_are_joined_and_those_at_the_cap_counted(model, w
     assert "<|" not in together.text
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 16])
+def test_recordings_heard_together_are_those_heard_alone(model, windows, monkeypatch, batch):
+    monkeypatch.setattr("fpspeech.models.whisper.BATCH", batch)
+    recordings = [windows[:1], [], windows, windows[1:], windows * 2]
+    decoded = []
+    decode = model.decode
+    monkeypatch.setattr(model, "decode", lambda given: decoded.append(len(given)) or decode(given))
+    found = list(model.transcribe_all(iter(each) for each in recordings))
+    assert max(decoded) <= batch
+    assert sum(decoded) == sum(map(len, recordings))
+    assert len(decoded) == -(-sum(decoded) // batch)  # every batch full but the last
+    assert found == [model.transcribe(each) for each in recordings]
+    assert found[1] == Transcript("", 0)
+
+
+def test_recordings_are_read_no_further_than_a_batch(model, windows, monkeypatch):
+    monkeypatch.setattr("fpspeech.models.whisper.BATCH", 2)
+    read = []
+
+    def recordings():
+        for number in range(5):
+            read.append(number)
+            yield windows[:1]
+
+    next(model.transcribe_all(recordings()))
+    assert read == [0, 1]
+
+
 def test_timestamps_are_never_heard(model):
     decoded = type(model.decode([torch.zeros(RATE)])[0])
     ids = model.tokenizer.convert_tokens_to_ids(["<|0.00|>", "b", "c", "<|0.02|>", "<|endoftext|>"])
