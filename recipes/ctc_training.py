@@ -17,7 +17,6 @@ import jiwer
 import numpy as np
 import torch
 import torchaudio.transforms
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import Wav2Vec2ForCTC
 
 from recipes.audio_store import SAMPLE_RATE, AudioStore
@@ -25,7 +24,6 @@ from recipes.base_model import encode, normalize, save_base_model, transcribe
 from recipes.rooms import random_room, record
 
 SPEEDS = (85, 90, 95, 100, 105, 110, 115)  # per cent; above 100 is faster and higher
-WIDE_SPEEDS = (70, 75, 80, *SPEEDS, 120, 125, 130)
 LENGTH_STEP = 3200  # samples; batches are padded with silence to a multiple
 LABEL_PADDING = -100  # what Wav2Vec2ForCTC leaves out of the loss
 # Without these instructions bfloat16 is emulated, many times slower than float32.
@@ -34,11 +32,7 @@ HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported()
 
 @dataclass(frozen=True)
 class Training:
-    """How to train. `batch_seconds` counts audio before augmentation.
-
-    speeds: per cent, one drawn for a batch, or for each recording with `own_speed`. average: what
-    the running average of the weights keeps at every step; above 0 that average is the model.
-    """
+    """How to train. `batch_seconds` counts audio before augmentation."""
 
     steps: int
     batch_seconds: float = 64.0
@@ -49,9 +43,6 @@ class Training:
     longest_padding: float = 0.6  # seconds of silence before and after, together
     seed: int = 0
     check_every: int = 250
-    speeds: tuple[int, ...] = SPEEDS
-    own_speed: bool = False
-    average: float = 0.0
 
 
 def train(
@@ -66,22 +57,18 @@ def train(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=options.weight_decay
     )
-    averaged = AveragedModel(
-        model, multi_avg_fn=get_ema_multi_avg_fn(options.average), use_buffers=True
-    )
     checkpoint_path = exp / "checkpoint.pt"
     first_step, seconds_before, audio_seconds = 0, 0.0, 0.0
     if checkpoint_path.exists():
         checkpoint = torch.load(checkpoint_path, weights_only=True)
         model.load_state_dict(checkpoint["model"])
-        averaged.load_state_dict(checkpoint["averaged"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         first_step, seconds_before = checkpoint["step"], checkpoint["seconds"]
         audio_seconds = checkpoint["audio_seconds"]
         print(f"resumed at step {first_step}", flush=True)
 
     resamplers = {
-        speed: torchaudio.transforms.Resample(speed * 160, SAMPLE_RATE) for speed in options.speeds
+        speed: torchaudio.transforms.Resample(speed * 160, SAMPLE_RATE) for speed in SPEEDS
     }
     started = time.perf_counter()
     error_rate, losses = math.nan, []
@@ -102,7 +89,6 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.gradient_norm)
         optimizer.step()
         optimizer.zero_grad()
-        averaged.update_parameters(model)
 
         losses.append(loss.item())
         audio_seconds += signals.numel() / SAMPLE_RATE
@@ -115,12 +101,11 @@ def train(
                 flush=True,
             )
         if done % options.check_every == 0 or done == options.steps:
-            error_rate = word_error_rate(averaged.module, validation)
+            error_rate = word_error_rate(model, validation)
             print(f"step {done} validation WER {error_rate:.3f}", flush=True)
-            save_base_model(averaged.module, exp / "latest")
+            save_base_model(model, exp / "latest")
             state = {
                 "model": model.state_dict(),
-                "averaged": averaged.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "step": done,
                 "seconds": seconds_before + time.perf_counter() - started,
@@ -128,7 +113,6 @@ def train(
             }
             torch.save(state, checkpoint_path.with_suffix(".partial"))
             checkpoint_path.with_suffix(".partial").replace(checkpoint_path)
-    model.load_state_dict(averaged.module.state_dict())
     return error_rate
 
 
@@ -174,14 +158,7 @@ def _augmented_batch(
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Signals (n_batch, n_samples), each in a random room, and labels (n_batch, n_symbols)."""
-    count = len(indices) if options.own_speed else 1
-    drawn = torch.randint(len(options.speeds), (count,), generator=generator).tolist()
     speech = [store.signal(index) for index in indices]
-    if options.own_speed:
-        speech = [
-            resamplers[options.speeds[speed]](signal)
-            for speed, signal in zip(drawn, speech, strict=True)
-        ]
     longest = max(len(signal) for signal in speech)
     padding = torch.rand(2, generator=generator) * options.longest_padding * SAMPLE_RATE
     batch = torch.zeros(len(speech), longest + int(padding[0]))
@@ -190,8 +167,8 @@ def _augmented_batch(
         spare = len(row) - len(signal)
         start = int(torch.rand((), generator=generator) * (spare + 1))
         row[start : start + len(signal)] = signal
-    if not options.own_speed:
-        batch = resamplers[options.speeds[drawn[0]]](batch)
+    speed = SPEEDS[int(torch.randint(len(SPEEDS), (), generator=generator))]
+    batch = resamplers[speed](batch)
     # Few different lengths: the CPU kernels are compiled anew, and kept, for each.
     batch = torch.nn.functional.pad(batch, (0, -batch.shape[1] % LENGTH_STEP))
     rooms = [random_room(generator) for _ in indices]

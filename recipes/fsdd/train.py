@@ -21,7 +21,7 @@ from fpspeech.generic import BESIDE_MODEL, in_turns, measure_generic
 from fpspeech.models import load_speech_model
 from recipes.audio_store import AudioStore, write_audio_store
 from recipes.base_model import save_base_model
-from recipes.ctc_training import WIDE_SPEEDS, Training, train
+from recipes.ctc_training import Training, train
 from recipes.demo.voices import training_voice
 from recipes.manifest import Recording, read_audio, read_manifest, write_manifest
 from recipes.speech_synthesis import Voice, check_engines, synthesize
@@ -122,9 +122,6 @@ def main() -> None:
         peak_learning_rate=arguments.learning_rate,
         longest_padding=0.4,
         seed=arguments.seed,
-        speeds=WIDE_SPEEDS,
-        own_speed=True,
-        average=0.99,
     )
     training = AudioStore(arguments.exp / "training")
     validation = AudioStore(arguments.exp / "validation")
