@@ -211,7 +211,7 @@ def adapt_to(
 
 def before_pruning(config: Config) -> tuple[object, ...]:
     """What is done to the model before it is listened to: methods alike in it share a listening."""
-    return config.normalize, config.full_covariance, config.evolve
+    return config.normalize, config.full_covariance, config.search_objective, config.evolve
 
 
 def require_generic(config: Config, generic: Generic | None, products: Container[str] = ()) -> None:
@@ -283,6 +283,7 @@ def _normalization(
         generic,
         budget=config.search_budget,
         full=config.full_covariance,
+        minimise=config.search_objective,
         seed=config.pruning.seed,
     )
     return found.normalization, {"normalization": account | found.as_json()}

@@ -137,6 +137,12 @@ FullCovariance = Annotated[
     bool,
     typer.Option("--full-covariance", help="Match whole covariances, not each feature's variance."),
 ]
+SearchObjective = Annotated[
+    str,
+    typer.Option(
+        help="What --normalize search lowers: entropy, or uncertainty (of CTC models; smoother)."
+    ),
+]
 GenericFile = Annotated[
     Path | None,
     typer.Option(
@@ -198,8 +204,10 @@ def personalize(
     normalize: Normalize = "none",
     full_covariance: FullCovariance = False,
     search_budget: Annotated[
-        int, typer.Option(help="Most evaluations of --normalize search.")
+        int,
+        typer.Option(help="Most evaluations of --normalize search, and of --allocation search."),
     ] = 24,
+    search_objective: SearchObjective = "entropy",
     evolve: Evolve = False,
     generic: GenericFile = None,
     component: Component = [],
@@ -319,6 +327,7 @@ def personalize(
         normalize=normalize,
         full_covariance=full_covariance,
         search_budget=search_budget,
+        search_objective=search_objective,
         evolve=evolve,
         allocation=allocation,
         automatic=automatic,
@@ -629,6 +638,7 @@ def compare(
         typer.Option(help="What the word normalized says: search, or such as features=1."),
     ] = "search",
     full_covariance: FullCovariance = False,
+    search_objective: SearchObjective = "entropy",
     generic: GenericFile = None,
     generic_audio: Annotated[
         Path | None,
@@ -686,6 +696,7 @@ def compare(
         language=language,
         normalize=normalize,
         full_covariance=full_covariance,
+        search_objective=search_objective,
     )
     for each in method:  # a typing error shows before the first minute is spent
         found = config_of(each, config)

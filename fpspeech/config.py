@@ -10,6 +10,7 @@ from fpspeech.pruning import PruningConfig, PruningError
 
 BATCH_NORM = ("match", "keep")
 OUTPUT_PRIOR = ("none", "em")
+OBJECTIVES = ("entropy", "uncertainty")
 ALLOCATIONS = ("uniform", "owl", "erk", "sensitivity", "search")
 
 
@@ -25,11 +26,12 @@ class Config:
     moments of an image model, "match" (see `match_batch_norms`) or "keep". output_prior: of an
     image model, "em" (the output layer learns the user's shares of the classes, see
     `estimate_prior`, and classes the user does not photograph are never answered) or "none".
-    normalize: the speaker's early features, "none", "search" (where it lowers the entropy, see
+    normalize: the speaker's early features, "none", "search" (where the model gets surer, see
     `search_normalization`) or strengths such as "features=1,layer0=0.5". full_covariance: whether
-    whole covariances are matched. search_budget: the most evaluations of a search. evolve: whether
-    the front end is tuned until a CTC model is surer, see `evolve_front_end`. allocation: how
-    the sparsity is spread over the layers of a speech model, one of `ALLOCATIONS`; without effect
+    whole covariances are matched. search_budget: the most evaluations of a search.
+    search_objective: what the search for a normalisation lowers, one of `OBJECTIVES`. evolve:
+    whether the front end is tuned until a CTC model is surer, see `evolve_front_end`. allocation:
+    how the sparsity is spread over the layers of a speech model, one of `ALLOCATIONS`; no effect
     where the group of `pruning` decides itself what each layer loses. automatic: whether
     the sparsity of `pruning` was, or is to be, found on unlabeled audio, see `find_sparsity`.
     """
@@ -46,6 +48,7 @@ class Config:
     normalize: str = "none"
     full_covariance: bool = False
     search_budget: int = 24
+    search_objective: str = "entropy"
     evolve: bool = False
     allocation: str = "owl"
     automatic: bool = False
@@ -64,6 +67,11 @@ class Config:
         if self.allocation not in ALLOCATIONS:
             raise PruningError(
                 f"allocation: expected one of {list(ALLOCATIONS)}, found {self.allocation!r}"
+            )
+        if self.search_objective not in OBJECTIVES:
+            raise PruningError(
+                f"search objective: expected one of {list(OBJECTIVES)}, found "
+                f"{self.search_objective!r}"
             )
         if self.search_budget < 1:
             raise PruningError(f"search budget: expected 1 or more, found {self.search_budget}")

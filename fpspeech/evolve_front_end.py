@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,10 +24,8 @@ from fpspeech.normalize import Normalized
 from fpspeech.pruning import Applied, PruningError
 from fpspeech.pruning.evolution import Evolution, evolve
 from fpspeech.pruning.gains import Gains
-from fpspeech.pruning.search import probability_lower
+from fpspeech.pruning.search import SURE, probability_lower
 from fpspeech.signals import collapsed, hear, json_number
-
-SURE = 0.95
 
 LEAST_FALL = 0.04
 """Share by which the entropy must fall. What descends grows surer of anything; of four development
@@ -104,7 +103,7 @@ def evolve_front_end(
         )
     gains = Gains(model.network, model.gains)
     searched, held_back = both[::2], both[1::2]
-    ours, others = _batches(model, searched), _batches(model, held_back)
+    ours = _batches(model, searched)
     seconds = 0.0
 
     def in_force(point: Tensor) -> Applied:
@@ -126,10 +125,11 @@ def evolve_front_end(
             )
 
     point = evolve(objective, gains.dimensions, settings, seed=seed, stepped=stepped)
-    plain, dense = hear(model, held_back), _uncertainties(model, others)
+    plain = hear(model, held_back)
     with in_force(point):
-        tuned, evolved = hear(model, held_back), _uncertainties(model, others)
-    probability = probability_lower(evolved.tolist(), dense.tolist(), seed=seed)
+        tuned = hear(model, held_back)
+    before, after = plain.uncertainties, tuned.uncertainties
+    probability = probability_lower(after, before, seed=seed)
     reason = collapsed(tuned, plain)
     if reason is None and not probability > SURE:
         reason = "not confirmed on the other half"
@@ -137,7 +137,7 @@ def evolve_front_end(
         reason = f"the entropy of the other half does not fall by {LEAST_FALL:.0%}"
     return EvolvedFrontEnd(
         values=gains.values(point) if reason is None else {},
-        uncertainty=(float(dense.mean()), float(evolved.mean())),
+        uncertainty=(fmean(before), fmean(after)),
         entropy=(plain.entropy, tuned.entropy),
         probability=probability,
         seconds=seconds,

@@ -5,6 +5,9 @@ What each can tell, and what not:
 - entropy (of non-blank CTC frames, or of the tokens that Whisper wrote): low when the model is
   sure. It ranks candidates that hear, also beyond the dense model; it is fooled by a model that
   writes nothing, or the same sure nonsense again and again, so it counts only behind the guard.
+- uncertainty (CTC models, see `fpspeech.pruning.uncertainty`): that entropy at a temperature, and
+  how much classes are confused. Smoother, so that it ranks candidates that are nearly alike; it is
+  fooled in the same ways.
 - log-probability of what was written, per position: much the same, and it sees blank frames too.
 - length of the text, compression ratio (within windows and of all) and outputs cut at the cap:
   the guard. They tell a collapse to silence, to a loop or to one text, nothing finer.
@@ -77,6 +80,13 @@ class Heard:
         """Natural logarithm per position of what was written."""
         positions = sum(len(each.tokens) for each in self.hypotheses)
         return sum(each.log_probability for each in self.hypotheses) / max(1, positions)
+
+    @property
+    def uncertainties(self) -> tuple[float, ...]:
+        """How unsure the model was of each window, for a model of which that is known."""
+        found = tuple(each.uncertainty for each in self.hypotheses if each.uncertainty is not None)
+        assert len(found) == len(self.hypotheses)
+        return found
 
     @property
     def text(self) -> str:

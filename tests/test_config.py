@@ -26,6 +26,7 @@ EVERYTHING = Config(
     normalize="features=1,layer0=0.5",
     full_covariance=True,
     search_budget=7,
+    search_objective="uncertainty",
     allocation="owl",
     automatic=True,
 )
@@ -38,7 +39,7 @@ def test_everything_survives_a_file():
 
 def test_settings_of_an_older_version_have_the_defaults_of_what_it_did_not_know():
     written = json.loads(json.dumps(Config().as_json()))
-    for name in ("normalize", "full_covariance", "search_budget", "allocation", "automatic"):
+    for name in ("normalize", "full_covariance", "search_objective", "allocation", "automatic"):
         del written[name]
     for name in ("bias", "shrinkage", "order"):
         del written["pruning"][name]
@@ -57,6 +58,7 @@ def test_strengths_are_read_from_text():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"search_objective": "words"}, r"search objective: expected one of .*found 'words'"),
         ({"normalize": "features"}, "expected none, search, or strengths such as"),
         ({"normalize": "features=much"}, "found 'features=much'"),
         ({"allocation": "fair"}, "allocation: expected one of"),

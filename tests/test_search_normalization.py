@@ -1,6 +1,8 @@
 """The search for a normalisation: what it takes, what it refuses, and what it never sees."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +15,12 @@ from fpspeech.listening import WindowStream
 from fpspeech.models import load_speech_model
 from fpspeech.models.speech_model import Hypothesis
 from fpspeech.normalize import normalize
-from fpspeech.pruning import FeatureObserver
+from fpspeech.pruning import FeatureObserver, PruningError
 from fpspeech.search_normalization import STRENGTHS, search_normalization
+
+sys.path.insert(0, str(Path(__file__).parent / "models"))
+
+from tiny_whisper import tiny_whisper
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +50,15 @@ def windows(model, speakers):
     return list(WindowStream(model, recordings(speakers[0], 6)))
 
 
+@pytest.fixture(params=["uncertainty", "entropy"])
+def objective(request):
+    return request.param
+
+
 class Script:
     """Hypotheses by whether the model is normalised and which half the window is of.
 
+    Uncertainties are as the entropies.
     entropies: (dense, normalised) of the searched half, then of the other; text: of a normalised
     model on the searched half and on the other.
     """
@@ -67,7 +79,7 @@ class Script:
         entropy = self.entropies[half][changed]
         entropy = entropy[number // 2] if isinstance(entropy, tuple) else entropy
         text = self.text[half] if changed else "some words"
-        return Hypothesis(text, (1, 2), -1.0, 10 * entropy, 10)
+        return Hypothesis(text, (1, 2), -1.0, 10 * entropy, 10, uncertainty=entropy)
 
 
 def assert_nothing_changed(model, dense):
@@ -75,16 +87,16 @@ def assert_nothing_changed(model, dense):
     assert all(torch.equal(state[name], each) for name, each in dense.items())
 
 
-def test_what_is_better_on_both_halves_is_used(model, windows, generic, monkeypatch):
+def test_what_is_better_on_both_halves_is_used(model, windows, generic, monkeypatch, objective):
     script = Script(monkeypatch, model, windows, ((1.0, 0.5), (1.0, 0.7)))
-    found = search_normalization(model, windows, generic, budget=4)
+    found = search_normalization(model, windows, generic, budget=4, minimise=objective)
     assert found.reason is None
     assert found.normalization == found.found
     # Every normalisation is as good here, so the first that was tried stays.
     assert found.found.active == {next(iter(model.sites)): STRENGTHS[0]}
     assert found.probability == 1.0
-    assert found.entropy == pytest.approx(0.7)
-    assert found.dense_entropy == pytest.approx(1.0)
+    assert found.other_half == pytest.approx((1.0, 0.7))
+    assert found.objective == objective
     assert found.searched.evaluations <= 4
     assert_nothing_changed(model, script.dense)
 
@@ -99,9 +111,11 @@ def test_the_other_half_is_heard_twice_only_dense_and_once_confirming(
     assert script.asked[-3:] == [(1, True)] * 3
 
 
-def test_what_the_other_half_does_not_confirm_is_not_used(model, windows, generic, monkeypatch):
+def test_what_the_other_half_does_not_confirm_is_not_used(
+    model, windows, generic, monkeypatch, objective
+):
     script = Script(monkeypatch, model, windows, ((1.0, 0.5), (1.0, (0.9, 1.2, 1.0))))
-    found = search_normalization(model, windows, generic, budget=3)
+    found = search_normalization(model, windows, generic, budget=3, minimise=objective)
     assert found.found.active
     assert found.normalization.active == {}
     assert found.reason == "not confirmed on the other half"
@@ -112,30 +126,32 @@ def test_what_the_other_half_does_not_confirm_is_not_used(model, windows, generi
 
 
 def test_what_collapses_on_the_other_half_is_not_used_however_sure(
-    model, windows, generic, monkeypatch
+    model, windows, generic, monkeypatch, objective
 ):
     Script(monkeypatch, model, windows, ((1.0, 0.5), (1.0, 0.1)), text=("some words", "a"))
-    found = search_normalization(model, windows, generic, budget=3)
+    found = search_normalization(model, windows, generic, budget=3, minimise=objective)
     assert found.found.active
     assert found.normalization.active == {}
     assert found.probability == 1.0
     assert "characters where the dense model writes" in found.reason
 
 
-def test_what_collapses_while_searching_is_never_found(model, windows, generic, monkeypatch):
+def test_what_collapses_while_searching_is_never_found(
+    model, windows, generic, monkeypatch, objective
+):
     Script(monkeypatch, model, windows, ((1.0, 0.1), (1.0, 0.1)), text=("a", "some words"))
-    found = search_normalization(model, windows, generic, budget=3)
+    found = search_normalization(model, windows, generic, budget=3, minimise=objective)
     assert found.found.active == found.normalization.active == {}
-    assert found.reason == "no site lowers the entropy"
+    assert found.reason == f"no site lowers the {objective}"
     assert [step.objective for step in found.searched.steps] == [1.0, float("inf"), float("inf")]
 
 
-def test_a_gain_below_the_tolerance_is_none(model, windows, generic, monkeypatch):
+def test_a_gain_below_the_tolerance_is_none(model, windows, generic, monkeypatch, objective):
     Script(monkeypatch, model, windows, ((1.0, 0.995), (1.0, 0.1)))
-    found = search_normalization(model, windows, generic, budget=3)
+    found = search_normalization(model, windows, generic, budget=3, minimise=objective)
     assert found.normalization.active == {}
-    assert found.reason == "no site lowers the entropy"
-    assert found.entropy == found.dense_entropy == pytest.approx(1.0)
+    assert found.reason == f"no site lowers the {objective}"
+    assert found.other_half == pytest.approx((1.0, 1.0))
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -175,20 +191,42 @@ def test_no_more_audio_than_wanted_is_searched_on(model, windows, generic, monke
     assert script.asked == [(0, False)] * 2 + [(1, False)]
 
 
-def test_a_real_search_is_the_same_every_time_and_its_objective_is_the_entropy(
-    model, windows, generic
+def test_a_ctc_model_must_be_surer_on_the_other_half_more_than_as_often_as_not(
+    model, windows, generic, monkeypatch, objective
+):
+    Script(monkeypatch, model, windows, ((1.0, 0.5), (1.0, (0.7, 1.2, 0.9))))
+    found = search_normalization(model, windows, generic, budget=3, minimise=objective)
+    assert 0.5 < found.probability < 0.95
+    assert bool(found.normalization.active) == (objective == "entropy")
+
+
+def test_a_real_search_is_the_same_every_time_and_its_objective_what_it_says(
+    model, windows, generic, objective
 ):
     few = [each[: 2 * model.sampling_rate] for each in windows[:4]]
     dense = {name: each.clone() for name, each in model.network.state_dict().items()}
-    first, second = (search_normalization(model, few, generic, budget=4) for _ in range(2))
+    first, second = (
+        search_normalization(model, few, generic, budget=4, minimise=objective, full=True)
+        for _ in range(2)
+    )
     assert first == second
     assert_nothing_changed(model, dense)
-    point = dict(first.searched.steps[1].point)
-    chosen = module.Normalization(tuple(point.items()))
-    with normalize(model, few, chosen, generic).apply(model):
+
+    def value():
+        if objective == "uncertainty":
+            return sum(float(model.uncertainty([each])[0]) for each in few[::2]) / 2
         heard = [model.hypothesis(each) for each in few[::2]]
-    entropy = sum(each.entropy for each in heard) / sum(each.informative for each in heard)
-    assert first.searched.steps[1].objective in (pytest.approx(entropy), float("inf"))
-    start = [model.hypothesis(each) for each in few[::2]]
-    entropy = sum(each.entropy for each in start) / sum(each.informative for each in start)
-    assert first.searched.start_objective == pytest.approx(entropy)
+        return sum(each.entropy for each in heard) / sum(each.informative for each in heard)
+
+    assert first.searched.start_objective == pytest.approx(value())
+    point = dict(first.searched.steps[1].point)
+    chosen = module.Normalization(tuple(point.items()), full=True)
+    with normalize(model, few, chosen, generic).apply(model):
+        normalised = value()
+    assert first.searched.steps[1].objective in (pytest.approx(normalised), float("inf"))
+
+
+def test_a_model_whose_uncertainty_is_not_known_is_refused(tmp_path, windows, generic):
+    whisper = load_speech_model(tiny_whisper(tmp_path / "w"), device="cpu")
+    with pytest.raises(PruningError, match="whisper model, of which no uncertainty is known"):
+        search_normalization(whisper, windows, generic, minimise="uncertainty")

@@ -42,7 +42,8 @@ class Hypothesis:
     the posteriors, summed over the `informative` positions, in nats; blank frames of CTC are not
     informative. log_posteriors: natural logarithms, shape (positions, vocabulary), along the
     tokens that were asked for; None where none were asked for and the model writes step by step.
-    at_cap: the output was cut at the cap on new tokens.
+    at_cap: the output was cut at the cap on new tokens. uncertainty: see `SpeechModel.uncertainty`,
+    None where that is not known.
     """
 
     text: str
@@ -52,6 +53,7 @@ class Hypothesis:
     informative: int
     log_posteriors: Tensor | None = None
     at_cap: bool = False
+    uncertainty: float | None = None
 
 
 class SpeechModel(PretrainedModel, Protocol):

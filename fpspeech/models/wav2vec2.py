@@ -172,6 +172,8 @@ class Wav2Vec2:
             entropy=float(entropy[informative].sum()),
             informative=int(informative.sum()),
             log_posteriors=posteriors,
+            # The formula starts with a softmax, which does not tell logits from their normalised.
+            uncertainty=float(uncertainty(posteriors, self.blank)),
         )
 
     def transcribe(self, windows: Iterable[Tensor]) -> Transcript:

@@ -23,6 +23,9 @@ DRAWS = 2000
 CONFIDENCE = 0.5
 """Share of the bootstrap draws beyond which a candidate is confirmed: better as often as not."""
 
+SURE = 0.95
+"""The same where more is asked for."""
+
 
 @dataclass(frozen=True)
 class Step(Generic[Choice]):

@@ -50,6 +50,15 @@ def test_the_text_is_that_of_transcribe(model):
     assert any(texts)
 
 
+def test_uncertainty_is_that_of_the_model_where_it_is_known(model):
+    for window in WINDOWS:
+        found = model.hypothesis(window).uncertainty
+        if model.gains:
+            assert found == pytest.approx(float(model.uncertainty([window])[0]), rel=1e-5)
+        else:
+            assert found is None
+
+
 def test_hypotheses_are_the_same_every_time(model):
     for window in WINDOWS[:2]:
         first, second = model.hypothesis(window), model.hypothesis(window)
