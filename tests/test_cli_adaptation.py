@@ -57,10 +57,11 @@ def test_generic_numbers_then_normalised(capsys, here, speech, tiny_group):
     assert "wav2vec2.feature_projection.layer_norm.weight" in personal.values
     code, out, _ = run(
         capsys, "personalize", *given, "--normalize", "search", "--search-budget", 2,
-        "--full-covariance", "--out", "searched",
+        "--full-covariance", "--search-objective", "uncertainty", "--out", "searched",
     )  # fmt: skip
     assert code == 0
     assert json.loads(out)["normalization"]["evaluations"] <= 2
+    assert json.loads(out)["normalization"]["objective"] == "uncertainty"
     code, _, _ = run(capsys, "evaluate", "personal/ann", "--audio", speech, "--model", tiny_group)
     assert code == 0
     code, _, err = run(capsys, "personalize", *given, "--normalize", "nose=1", "--out", "nose")
