@@ -14,7 +14,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fpspeech.allocate import allocate, owl_by_block, part_costs, parts_of_blocks
+from torch import Tensor
+
+from fpspeech.allocate import (
+    ALLOCATED_GROUPS,
+    allocate,
+    owl_by_block,
+    part_costs,
+    parts_of_blocks,
+)
 from fpspeech.config import Config
 from fpspeech.corpora import Utterance
 from fpspeech.evolve_front_end import evolve_front_end
@@ -100,7 +108,7 @@ class Adaptation:
         return None if self.generic is None else self.generic.statistics
 
     def _allocated(self, pruning: PruningConfig, config: Config) -> PruningConfig:
-        if config.allocation == "search" and pruning.group in ("row", "layer"):
+        if config.allocation == "search" and pruning.group in ALLOCATED_GROUPS:
             return self._searched(pruning, config)
         costs = None
         if config.allocation == "sensitivity":
@@ -136,9 +144,7 @@ class Adaptation:
             owl_by_block(self.model, self.layers, self.heard.statistics, pruning.sparsity),
             pruning.sparsity,
             pruned,
-            first_seconds(
-                WindowStream(self.model, self.utterances), SEARCH_SECONDS, self.model.sampling_rate
-            ),
+            self._first_windows(SEARCH_SECONDS),
             budget=config.search_budget,
             seed=pruning.seed,
         )
@@ -152,10 +158,11 @@ class Adaptation:
     @cached_property
     def _reference(self) -> Reference:
         """The answer of the model as it is in force when it is first asked: normalised, dense."""
+        return Reference(self.model, self._first_windows(REFERENCE_SECONDS))
+
+    def _first_windows(self, seconds: float) -> list[Tensor]:
         stream = WindowStream(self.model, self.utterances)
-        return Reference(
-            self.model, first_seconds(stream, REFERENCE_SECONDS, self.model.sampling_rate)
-        )
+        return first_seconds(stream, seconds, self.model.sampling_rate)
 
 
 def adapt_to(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -22,6 +22,9 @@ from fpspeech.signals import Reference
 LEVELS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Sparsities at which the cost of pruning each part of the model alone is measured."""
 
+ALLOCATED_GROUPS = ("row", "layer")
+"""Comparison groups of a sparsity of their own; others decide themselves what each layer loses."""
+
 _BLOCK = re.compile(r"(.*?\.\d+)\.")  # up to the first number: a layer of a stack, with its stack
 
 
@@ -39,7 +42,7 @@ def allocate(
     `pruning.overrides` says of single layers comes on top of the allocation. Where the group of
     `pruning` decides itself what each layer loses, there is nothing to allocate.
     """
-    if allocation == "uniform" or pruning.group not in ("row", "layer"):
+    if allocation == "uniform" or pruning.group not in ALLOCATED_GROUPS:
         return pruning
     if allocation == "owl":
         found = owl_by_block(model, layers, statistics, pruning.sparsity)
@@ -80,22 +83,29 @@ def parts(
     model: PretrainedModel, layers: Sequence[PrunableLayer]
 ) -> dict[str, list[PrunableLayer]]:
     """The layers by component; one that belongs to none is a part of its own."""
-    found: dict[str, list[PrunableLayer]] = {}
-    for layer in layers:
-        found.setdefault(_component(model, layer.name) or layer.name, []).append(layer)
-    return found
+    return _grouped(layers, lambda name: _component(model, name) or name)
 
 
 def parts_of_blocks(
     model: PretrainedModel, layers: Sequence[PrunableLayer]
 ) -> dict[str, list[PrunableLayer]]:
     """The layers by block, and by component within it, such as "encoder.layers.0 ffn"."""
+
+    def part(name: str) -> str:
+        block, component = block_of(model, name), _component(model, name)
+        if component is None or component == block:
+            return block
+        return f"{block} {component.split('.')[-1]}"
+
+    return _grouped(layers, part)
+
+
+def _grouped(
+    layers: Sequence[PrunableLayer], part: Callable[[str], str]
+) -> dict[str, list[PrunableLayer]]:
     found: dict[str, list[PrunableLayer]] = {}
     for layer in layers:
-        block, component = block_of(model, layer.name), _component(model, layer.name)
-        if component is not None and component != block:
-            block = f"{block} {component.split('.')[-1]}"
-        found.setdefault(block, []).append(layer)
+        found.setdefault(part(layer.name), []).append(layer)
     return found
 
 

@@ -24,7 +24,7 @@ from fpspeech.normalize import Normalized
 from fpspeech.pruning import Applied, PruningError
 from fpspeech.pruning.evolution import Evolution, evolve
 from fpspeech.pruning.gains import Gains
-from fpspeech.pruning.search import SURE, probability_lower
+from fpspeech.pruning.search import SURE, confirmed
 from fpspeech.signals import collapsed, hear, json_number
 
 LEAST_FALL = 0.04
@@ -129,9 +129,9 @@ def evolve_front_end(
     with in_force(point):
         tuned = hear(model, held_back)
     before, after = plain.uncertainties, tuned.uncertainties
-    probability = probability_lower(after, before, seed=seed)
+    sure, probability = confirmed(after, before, wanted=SURE, seed=seed)
     reason = collapsed(tuned, plain)
-    if reason is None and not probability > SURE:
+    if reason is None and not sure:
         reason = "not confirmed on the other half"
     if reason is None and not tuned.entropy <= (1 - LEAST_FALL) * plain.entropy:
         reason = f"the entropy of the other half does not fall by {LEAST_FALL:.0%}"

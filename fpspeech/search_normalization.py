@@ -30,8 +30,8 @@ from fpspeech.pruning.search import (
     CONFIDENCE,
     SURE,
     Searched,
+    confirmed,
     coordinate_search,
-    probability_lower,
 )
 from fpspeech.signals import Heard, collapsed, hear, json_number
 
@@ -142,9 +142,9 @@ def search_normalization(
         why = f"no site lowers the {minimise}"
         return SearchedNormalization(found, found, searched, minimise, 0.5, (plain, plain), why)
     other = heard(searched.point, 1)
-    probability = _probability(other, dense[1], minimise, seed)
+    sure, probability = _confirmed(other, dense[1], minimise, seed)
     reason = collapsed(other, dense[1])
-    if reason is None and not probability > WANTED[minimise]:
+    if reason is None and not sure:
         reason = "not confirmed on the other half"
     return SearchedNormalization(
         normalization=found if reason is None else Normalization(full=full),
@@ -161,8 +161,9 @@ def _value(heard: Heard, objective: str) -> float:
     return heard.entropy if objective == "entropy" else fmean(heard.uncertainties)
 
 
-def _probability(candidate: Heard, plain: Heard, objective: str, seed: int) -> float:
+def _confirmed(candidate: Heard, plain: Heard, objective: str, seed: int) -> tuple[bool, float]:
+    wanted = WANTED[objective]
     if objective == "uncertainty":
-        return probability_lower(candidate.uncertainties, plain.uncertainties, seed=seed)
+        return confirmed(candidate.uncertainties, plain.uncertainties, wanted=wanted, seed=seed)
     positions = (candidate.informative, plain.informative)
-    return probability_lower(candidate.totals, plain.totals, positions=positions, seed=seed)
+    return confirmed(candidate.totals, plain.totals, positions=positions, wanted=wanted, seed=seed)

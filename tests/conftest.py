@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
@@ -11,6 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "models"))
+
+from tiny_whisper import tiny_whisper
 
 torch.set_num_threads(1)
 
@@ -74,6 +79,12 @@ def sound(seconds: float, seed: int, rate: int = RATE) -> np.ndarray:
 def tiny_group(tmp_path_factory) -> Path:
     """A Wav2Vec2ForCTC with a group norm: no attention mask."""
     return write_tiny_wav2vec2(tmp_path_factory.mktemp("models") / "tiny-group", "group")
+
+
+@pytest.fixture(scope="session")
+def tiny_whisper_folder(tmp_path_factory) -> Path:
+    """A multilingual WhisperForConditionalGeneration."""
+    return tiny_whisper(tmp_path_factory.mktemp("models") / "tiny-whisper")
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,7 @@
 """A speaker normalised and pruned: what is stored is what was in force, and folds keep masks."""
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,10 +18,6 @@ from fpspeech.personalize import personalize, select_layers_of
 from fpspeech.pruning import products_for
 from fpspeech.sequential_listening import prune_while_listening
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
-from tiny_whisper import tiny_whisper
-
 STRENGTHS = {
     "wav2vec2": "features=1,projection=0.5,layer0=1",
     "whisper": "conv1=1,conv2=0.5,layer0=1",
@@ -36,12 +30,7 @@ ALONE = PruningConfig(sparsity=0.5, score="wanda", update="none")
 REFITTED = PruningConfig(sparsity=0.5)
 
 
-@pytest.fixture(scope="session")
-def tiny_adapted_whisper(tmp_path_factory):
-    return tiny_whisper(tmp_path_factory.mktemp("models") / "tiny-whisper")
-
-
-@pytest.fixture(params=["tiny_group", "tiny_layer", "tiny_adapted_whisper"])
+@pytest.fixture(params=["tiny_group", "tiny_layer", "tiny_whisper_folder"])
 def model(request):
     return load_speech_model(request.getfixturevalue(request.param), device="cpu")
 
@@ -323,9 +312,9 @@ def test_the_first_seconds_are_whole_windows_in_order(tiny_group, utterances):
     assert len(lengths(100.0)) == 3
 
 
-def test_every_token_is_counted_and_every_nth_frame(tiny_adapted_whisper, utterances):
+def test_every_token_is_counted_and_every_nth_frame(tiny_whisper_folder, utterances):
     """A few minutes of speech are a few hundred tokens, fewer than a decoder layer has inputs."""
-    model = load_speech_model(tiny_adapted_whisper, device="cpu")
+    model = load_speech_model(tiny_whisper_folder, device="cpu")
     config = Config(pruning=replace(REFITTED, product_stride=4))
     layers = select_layers_of(model, config).layers
     heard = listen(

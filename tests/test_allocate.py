@@ -1,8 +1,5 @@
 """How a speech model's sparsity is spread: blocks by name, exact totals, overrides on top."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from fpspeech.allocate import LEVELS, allocate, block_of, part_costs, parts
@@ -12,19 +9,10 @@ from fpspeech.models import load_speech_model
 from fpspeech.pruning import PruningConfig, PruningError, prune_layers, select_layers
 from fpspeech.signals import Reference
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
-from tiny_whisper import tiny_whisper
-
 PRUNING = PruningConfig(sparsity=0.5, score="wanda", update="none")
 
 
-@pytest.fixture(scope="session")
-def tiny_spread_whisper(tmp_path_factory):
-    return tiny_whisper(tmp_path_factory.mktemp("models") / "tiny-whisper")
-
-
-@pytest.fixture(params=["tiny_group", "tiny_spread_whisper"])
+@pytest.fixture(params=["tiny_group", "tiny_whisper_folder"])
 def model(request):
     return load_speech_model(request.getfixturevalue(request.param), device="cpu")
 
@@ -60,8 +48,8 @@ def test_blocks_of_wav2vec2(tiny_group):
     assert {name: block_of(model, name) for name in expected} == expected
 
 
-def test_blocks_of_whisper(tiny_spread_whisper):
-    model = load_speech_model(tiny_spread_whisper, device="cpu")
+def test_blocks_of_whisper(tiny_whisper_folder):
+    model = load_speech_model(tiny_whisper_folder, device="cpu")
     expected = {
         "model.encoder.conv2": "encoder.conv",
         "model.encoder.layers.1.self_attn.k_proj": "model.encoder.layers.1",

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +25,10 @@ from fpspeech.listening import Interrupted, Listener, NothingHeardError, listen
 from fpspeech.models import load_speech_model
 from fpspeech.pruning import FeatureObserver, select_layers
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
-from tiny_whisper import tiny_whisper
-
 RATE = 16_000
 
 
-@pytest.fixture(scope="module")
-def tiny_generic_whisper(tmp_path_factory):
-    return tiny_whisper(tmp_path_factory.mktemp("models") / "tiny-whisper")
-
-
-@pytest.fixture(params=["tiny_group", "tiny_layer", "tiny_generic_whisper"])
+@pytest.fixture(params=["tiny_group", "tiny_layer", "tiny_whisper_folder"])
 def model(request):
     return load_speech_model(request.getfixturevalue(request.param), device="cpu")
 

@@ -1,8 +1,6 @@
 """Normalising a speaker: in sequence, to the generic moments, and undone bit for bit."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,10 +22,6 @@ from fpspeech.pruning import (
     normalization,
 )
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
-from tiny_whisper import tiny_whisper
-
 
 def windows_of(seed, tilt, count=3):
     """Noise under a slow beat; voices differ by tilt."""
@@ -44,17 +38,12 @@ USER = windows_of(1, 0.9)
 OTHERS = windows_of(2, -0.5, count=5)
 
 
-@pytest.fixture(scope="module")
-def tiny_normalized_whisper(tmp_path_factory):
-    return tiny_whisper(tmp_path_factory.mktemp("models") / "tiny-whisper")
-
-
 def load(request, name):
     folder = demo_model() if name == "demo" else request.getfixturevalue(name)
     return load_speech_model(folder, device="cpu")
 
 
-@pytest.fixture(params=["tiny_group", "tiny_layer", "tiny_normalized_whisper", "demo"])
+@pytest.fixture(params=["tiny_group", "tiny_layer", "tiny_whisper_folder", "demo"])
 def model(request):
     return load(request, request.param)
 
@@ -122,7 +111,7 @@ def test_afterwards_the_user_has_the_generic_mean_and_variance_at_every_site(mod
         torch.testing.assert_close(each.variance, expected.variance, rtol=1e-2, atol=0, msg=name)
 
 
-@pytest.mark.parametrize("name", ["tiny_group", "tiny_layer", "tiny_normalized_whisper"])
+@pytest.mark.parametrize("name", ["tiny_group", "tiny_layer", "tiny_whisper_folder"])
 def test_with_full_covariances_too(request, name, monkeypatch):
     """A full map of a norm is seen in what its readers make of the features."""
     monkeypatch.setattr(normalization, "SHRINK", 1e-4)

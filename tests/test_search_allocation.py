@@ -1,8 +1,5 @@
 """How much each part loses, searched: the total is met, the other half decides, OWL is safe."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -17,19 +14,10 @@ from fpspeech.pruning import PruningConfig, PruningError, prune_layers, select_l
 from fpspeech.search_allocation import SHIFTS, search_allocation
 from fpspeech.signals import Reference
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
-from tiny_whisper import tiny_whisper
-
 PRUNING = PruningConfig(sparsity=0.5, score="wanda", update="none")
 
 
-@pytest.fixture(scope="session")
-def tiny_searched_whisper(tmp_path_factory):
-    return tiny_whisper(tmp_path_factory.mktemp("models") / "tiny-whisper")
-
-
-@pytest.fixture(params=["tiny_group", "tiny_searched_whisper"])
+@pytest.fixture(params=["tiny_group", "tiny_whisper_folder"])
 def model(request):
     return load_speech_model(request.getfixturevalue(request.param), device="cpu")
 

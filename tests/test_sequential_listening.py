@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,17 +17,8 @@ from fpspeech.personalize import make_personal, personalize, select_layers_of
 from fpspeech.pruning import PruningConfig, prune_sequentially, select_layers
 from fpspeech.sequential_listening import RecordingsChangedError, prune_while_listening
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
-from tiny_whisper import tiny_whisper
-
 RATE = 16_000
 CONFIG = PruningConfig(sparsity=0.5, order="sequential", product_stride=1)
-
-
-@pytest.fixture(scope="session")
-def tiny_seq_whisper(tmp_path_factory):
-    return tiny_whisper(tmp_path_factory.mktemp("models") / "tiny-whisper")
 
 
 @pytest.fixture(params=["tiny_group", "tiny_layer"])
@@ -72,7 +61,7 @@ def windows_of(model, utterances):
         )
 
 
-@pytest.mark.parametrize("name", ["tiny_group", "tiny_layer", "tiny_seq_whisper"])
+@pytest.mark.parametrize("name", ["tiny_group", "tiny_layer", "tiny_whisper_folder"])
 def test_recordings_give_what_their_samples_in_memory_give(name, request, utterances, monkeypatch):
     """And Whisper, which decodes a window once, reads in every stage what the dense model wrote."""
     model = load_speech_model(request.getfixturevalue(name), device="cpu")

@@ -2,11 +2,9 @@
 
 import math
 import random
-import sys
 import textwrap
 import zlib
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,22 +24,13 @@ from fpspeech.signals import (
     hear,
 )
 
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
-from tiny_whisper import tiny_whisper
-
 WINDOWS = [
     0.1 * torch.randn(samples, generator=torch.Generator().manual_seed(samples))
     for samples in (9_000, 16_000, 12_345)
 ]
 
 
-@pytest.fixture(scope="session")
-def tiny_heard_whisper(tmp_path_factory):
-    return tiny_whisper(tmp_path_factory.mktemp("models") / "tiny-whisper")
-
-
-@pytest.fixture(params=["tiny_group", "tiny_heard_whisper"])
+@pytest.fixture(params=["tiny_group", "tiny_whisper_folder"])
 def model(request):
     return load_speech_model(request.getfixturevalue(request.param), device="cpu")
 

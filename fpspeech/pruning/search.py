@@ -141,8 +141,12 @@ def confirmed(
     plain: Sequence[float],
     *,
     positions: Positions | None = None,
+    wanted: float = CONFIDENCE,
     seed: int = 0,
 ) -> tuple[bool, float]:
-    """Whether a candidate that was chosen on some items is better on others, and how surely."""
+    """Whether a candidate that was chosen on some items is better on others, and how surely.
+
+    wanted: see `CONFIDENCE` and `SURE`; the others as in `probability_lower`.
+    """
     probability = probability_lower(candidate, plain, positions=positions, seed=seed)
-    return probability > CONFIDENCE, probability
+    return probability > wanted, probability

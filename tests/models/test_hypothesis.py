@@ -1,18 +1,12 @@
 """What a model wrote for a window and how sure it was, against loops over positions."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from fpspeech.demo import demo_model
 from fpspeech.models import ModelError, load_speech_model
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from tiny_whisper import tiny_whisper
 
 GENERATOR = torch.Generator().manual_seed(3)
 WINDOWS = [
@@ -21,19 +15,14 @@ WINDOWS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tiny_sure_whisper(tmp_path_factory):
-    return tiny_whisper(tmp_path_factory.mktemp("models") / "tiny-whisper")
-
-
-@pytest.fixture(params=["tiny_group", "tiny_layer", "tiny_sure_whisper"])
+@pytest.fixture(params=["tiny_group", "tiny_layer", "tiny_whisper_folder"])
 def model(request):
     return load_speech_model(request.getfixturevalue(request.param), device="cpu")
 
 
 @pytest.fixture
-def whisper(tiny_sure_whisper):
-    return load_speech_model(tiny_sure_whisper, device="cpu")
+def whisper(tiny_whisper_folder):
+    return load_speech_model(tiny_whisper_folder, device="cpu")
 
 
 def slow_entropy(posterior):

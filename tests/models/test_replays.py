@@ -1,8 +1,5 @@
 """Passes that can be run again: the same inputs as `observe` counts, whatever the weights are."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -11,22 +8,13 @@ from fpspeech.models import load_speech_model
 from fpspeech.models.image_model import ImageModel
 from fpspeech.pruning import Observer, apply_masks, execution_stages, select_layers
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from tiny_whisper import tiny_whisper
-
 WINDOWS = [
     0.1 * torch.randn(samples, generator=torch.Generator().manual_seed(samples))
     for samples in (9_000, 16_000, 12_345)
 ]
 
 
-@pytest.fixture(scope="session")
-def tiny_replayed_whisper(tmp_path_factory):
-    return tiny_whisper(tmp_path_factory.mktemp("models") / "tiny-whisper")
-
-
-@pytest.fixture(params=["tiny_group", "tiny_layer", "tiny_replayed_whisper"])
+@pytest.fixture(params=["tiny_group", "tiny_layer", "tiny_whisper_folder"])
 def model(request):
     return load_speech_model(request.getfixturevalue(request.param), device="cpu")
 
@@ -80,8 +68,8 @@ def test_other_weights_see_the_same_positions(model):
     assert any(not torch.equal(pruned[name].square, dense[name].square) for name in dense)
 
 
-def test_a_pruned_whisper_reads_what_the_dense_one_wrote(tiny_replayed_whisper):
-    model = load_speech_model(tiny_replayed_whisper, device="cpu")
+def test_a_pruned_whisper_reads_what_the_dense_one_wrote(tiny_whisper_folder):
+    model = load_speech_model(tiny_whisper_folder, device="cpu")
     layers = layers_of(model)
     written = model.remember(WINDOWS)
     with apply_masks(layers, halved(layers)):

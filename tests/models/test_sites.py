@@ -1,8 +1,6 @@
 """The sites of each family: what is counted there, and folding against hooks."""
 
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,22 +9,13 @@ from torch import nn
 from fpspeech.models import load_speech_model
 from fpspeech.pruning import FeatureMap, FeatureObserver, apply_masks, folded
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from tiny_whisper import tiny_whisper
-
 WINDOWS = [
     0.1 * torch.randn(samples, generator=torch.Generator().manual_seed(samples))
     for samples in (9_000, 16_000, 12_345)
 ]
 
 
-@pytest.fixture(scope="module")
-def tiny_sited_whisper(tmp_path_factory):
-    return tiny_whisper(tmp_path_factory.mktemp("models") / "tiny-whisper")
-
-
-@pytest.fixture(params=["tiny_group", "tiny_layer", "tiny_sited_whisper"])
+@pytest.fixture(params=["tiny_group", "tiny_layer", "tiny_whisper_folder"])
 def model(request):
     """Wav2Vec2 with post-norm and with pre-norm, and Whisper."""
     return load_speech_model(request.getfixturevalue(request.param), device="cpu")
@@ -209,8 +198,8 @@ def test_listening_and_observing_count_the_same_features(model):
         torch.testing.assert_close(heard.moments()[name].covariance, moments.covariance)
 
 
-def test_whisper_listens_without_its_decoder(tiny_sited_whisper):
-    model = load_speech_model(tiny_sited_whisper, device="cpu")
+def test_whisper_listens_without_its_decoder(tiny_whisper_folder):
+    model = load_speech_model(tiny_whisper_folder, device="cpu")
     model.network.model.decoder.forward = None  # calling it would be an error
     observer = FeatureObserver(model.network, sites_of(model))
     model.listen(WINDOWS, observer)
