@@ -2,9 +2,10 @@
 
 Gains of the convolutions' channels and the numbers of the norms behind them (`SpeechModel.gains`)
 descend, by evolution strategies, on how unsure the model is of one half of the speaker's
-recordings. What it comes to counts only if on the *other* half, which it never heard, the model is
-surer too (in more than `SURE` of the paired bootstrap draws), the entropy of its non-blank frames
-falls by `LEAST_FALL`, and it has not collapsed. Otherwise nothing is tuned.
+recordings, each of which tries a direction of its own. What it comes to counts only if on the
+*other* half, which it never heard, the model is surer too (in more than `SURE` of the paired
+bootstrap draws), the entropy of its non-blank frames falls by `LEAST_FALL`, and it has not
+collapsed. Otherwise nothing is tuned.
 """
 
 from __future__ import annotations
@@ -109,12 +110,18 @@ def evolve_front_end(
     def in_force(point: Tensor) -> Applied:
         return Normalized(gains.values(point)).apply(model)
 
-    def objective(point: Tensor, number: int) -> float:
+    def drawn(number: int) -> list[Tensor]:
+        return _drawn(ours, model.sampling_rate, f"{seed}:{number}")
+
+    def objective(points: Tensor, number: int) -> Tensor:
         nonlocal seconds
-        drawn = _drawn(ours, model.sampling_rate, f"{seed}:{number}")
-        seconds += sum(batch.numel() for batch in drawn) / model.sampling_rate
-        with in_force(point):
-            return float(_uncertainties(model, drawn).mean())
+        batches = drawn(number)
+        seconds += sum(batch.numel() for batch in batches) / model.sampling_rate
+        found = []
+        for batch, own in zip(batches, torch.split(points, [*map(len, batches)]), strict=True):
+            with gains.of_each(own):
+                found.append(model.uncertainty(list(batch)).double().cpu())
+        return torch.cat(found)
 
     def stepped(step: int) -> None:
         listener.evolved(step, settings.steps)
@@ -124,7 +131,14 @@ def evolve_front_end(
                 "begins anew"
             )
 
-    point = evolve(objective, gains.dimensions, settings, seed=seed, stepped=stepped)
+    point = evolve(
+        objective,
+        gains.dimensions,
+        settings,
+        directions=lambda number: sum(map(len, drawn(number))),
+        seed=seed,
+        stepped=stepped,
+    )
     plain = hear(model, held_back)
     with in_force(point):
         tuned = hear(model, held_back)
@@ -161,8 +175,3 @@ def _drawn(batches: Sequence[Tensor], sampling_rate: int, seed: str) -> list[Ten
     """Some of the batches, the same for the same seed, with `DRAWN_SECONDS` of audio at least."""
     shuffled = random.Random(seed).sample(range(len(batches)), len(batches))
     return first_seconds((batches[n] for n in shuffled), DRAWN_SECONDS, sampling_rate)
-
-
-def _uncertainties(model: SpeechModel, batches: Iterable[Tensor]) -> Tensor:
-    """Of every window of the batches, float64, in their order."""
-    return torch.cat([model.uncertainty(list(batch)).double().cpu() for batch in batches])

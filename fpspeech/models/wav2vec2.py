@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Wav2Vec2ForCTC, Wav2Vec2Processor
 
 from fpspeech.models.source import ModelError, Source
@@ -141,18 +141,22 @@ class Wav2Vec2:
 
     @property
     def gains(self) -> tuple[Gain, ...]:
-        """The channels of the convolutions and their norms, and what projects them.
+        """The channels of the convolutions, by their rows or else by the norm behind them.
 
-        Where every convolution has a layer norm behind it, gains of its rows weigh its channels
-        against each other alone.
+        A gain of a row in front of a norm of its own channel is none; where every convolution has
+        a layer norm behind it, the rows weigh its channels against each other. Shifts are left
+        out: at the units of `Gain` they hardly move what a model is sure of, and are noise to a
+        search without derivatives.
         """
-        front = "wav2vec2.feature_projection"
+        layers = self.network.wav2vec2.feature_extractor.conv_layers
         found = []
-        for name in self.network.state_dict():
-            if name.startswith(f"{_FRONT}."):
-                found.append(Gain(name, rows=name.endswith("conv.weight")))
-            elif name.startswith(f"{front}.layer_norm.") or name == f"{front}.projection.bias":
-                found.append(Gain(name))
+        for number, layer in enumerate(layers):
+            norm = getattr(layer, "layer_norm", None)
+            if not isinstance(norm, nn.GroupNorm):
+                found.append(Gain(f"{_FRONT}.{number}.conv.weight", rows=True))
+            if norm is not None:
+                found.append(Gain(f"{_FRONT}.{number}.layer_norm.weight"))
+        found.append(Gain("wav2vec2.feature_projection.layer_norm.weight"))
         return tuple(found)
 
     def listen(self, windows: Sequence[Tensor], counter: Counter) -> None:

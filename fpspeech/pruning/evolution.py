@@ -6,9 +6,10 @@ normal numbers,
 
     ∇ E[f(x + σε)] = E[(f(x + σε) - f(x - σε)) / 2σ · ε]
 
-Both values of a pair are taken on the same data, so that its chances cancel. A step goes a set
-length along the running mean of the estimates: only their direction counts, so the scale of the
-objective does not matter.
+Both values of a pair are taken on the same data, so that its chances cancel. Where a pass takes
+several values, each of its own data (a batch of recordings), each goes in a direction of its own:
+as many directions as recordings for the same passes. A step goes a set length along the running
+mean of the estimates: only their direction counts, so the scale of the objective does not matter.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from fpspeech.pruning.layers import PruningError
 class Evolution:
     """How to descend.
 
-    steps: taken. pairs: evaluated for each, two values a pair. spread: σ of the formula. length:
+    steps: taken. pairs: of passes for each, ahead and behind. spread: σ of the formula. length:
     root mean square of a step over the coordinates. momentum: share of the former estimates in
     their running mean. Raises PruningError on values out of range.
     """
 
-    steps: int = 12
+    steps: int = 24
     pairs: int = 40
-    spread: float = 0.03
+    spread: float = 0.06
     length: float = 0.015
     momentum: float = 0.8
 
@@ -48,25 +49,23 @@ class Evolution:
         if not 0 <= self.momentum < 1:
             raise PruningError(f"expected 0 <= momentum < 1, found {self.momentum:g}")
 
-    @property
-    def evaluations(self) -> int:
-        """Values of the objective that are taken in all."""
-        return 2 * self.steps * self.pairs
-
 
 def evolve(
-    objective: Callable[[Tensor, int], float],
+    objective: Callable[[Tensor, int], Tensor],
     dimensions: int,
     settings: Evolution | None = None,
     *,
+    directions: Callable[[int], int] = lambda number: 1,
     seed: int = 0,
     stepped: Callable[[int], None] = lambda step: None,
 ) -> Tensor:
     """Descends from the origin; returns the point it comes to, float32, shape (dimensions,).
 
-    objective: (point, number of the pair) -> value; the number tells which data to take it on. A
-    pair with a value that is not finite says nothing. stepped: called behind each step, with how
-    many there were; what it raises ends the descent. The same seed gives the same draws.
+    objective: (points of shape (values, dimensions), number of the pair) -> a value at each point,
+    shape (values,); the number tells which data to take them on. directions: how many values a pair
+    of that number takes at a time. A direction with a value that is not finite says nothing.
+    stepped: called behind each step, with how many there were; what it raises ends the descent.
+    The same seed gives the same draws.
     """
     settings = settings or Evolution()
     generator = torch.Generator().manual_seed(seed)
@@ -75,12 +74,13 @@ def evolve(
     for step in range(settings.steps):
         estimate = torch.zeros(dimensions)
         for pair in range(settings.pairs):
-            noise = settings.spread * torch.randn(dimensions, generator=generator)
             number = step * settings.pairs + pair
+            shape = (directions(number), dimensions)
+            noise = settings.spread * torch.randn(shape, generator=generator)
             difference = objective(point + noise, number) - objective(point - noise, number)
-            if math.isfinite(difference):
-                estimate += difference * noise
-        # Constant factors (2σ², the number of pairs, the start of the mean) cancel below.
+            difference = difference.to(noise).masked_fill(~difference.isfinite(), 0)
+            estimate += difference @ noise
+        # Constant factors (2σ², the number of directions, the start of the mean) cancel below.
         mean = settings.momentum * mean + (1 - settings.momentum) * estimate
         norm = float(mean.norm())
         if norm > 0:

@@ -9,7 +9,8 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2Processor
 
 from fpspeech.models import ModelError, find_model, load_speech_model
-from fpspeech.pruning import Observer, select_layers
+from fpspeech.pruning import Observer, apply_masks, select_layers
+from fpspeech.pruning.gains import Gains
 
 WINDOWS = [
     torch.from_numpy(np.random.default_rng(seed).standard_normal(size)).float()
@@ -248,3 +249,30 @@ def test_published_architectures_select_as_documented(norm):
     assert shapes["wav2vec2.encoder.pos_conv_embed.conv"] == (16, width // 16, width // 16 * 128)
     assert shapes["wav2vec2.feature_extractor.conv_layers.6.conv"] == (1, 512, 1024)
     assert len(shapes) == 7 + 1 + 1 + config.num_hidden_layers * 6
+
+
+def test_each_channel_of_the_front_end_has_one_gain(model):
+    """By its row, or by the group norm in front of which a gain of the row would be none."""
+    names = [gain.name.removeprefix("wav2vec2.") for gain in model.gains]
+    layer = model.network.config.feat_extract_norm == "layer"
+    expected = []
+    for number in range(3):
+        front = f"feature_extractor.conv_layers.{number}"
+        if layer or number > 0:
+            expected.append(f"{front}.conv.weight")
+        if layer or number == 0:
+            expected.append(f"{front}.layer_norm.weight")
+    assert names == [*expected, "feature_projection.layer_norm.weight"]
+    assert [gain.rows for gain in model.gains] == ["conv" in n.split(".")[-2] for n in names]
+
+
+def test_recordings_of_a_batch_can_each_have_gains_of_their_own(model):
+    gains = Gains(model.network, model.gains)
+    points = 0.3 * torch.randn(3, gains.dimensions, generator=torch.Generator().manual_seed(0))
+    windows = [window[:5000] for window in WINDOWS]
+    with gains.of_each(points):
+        together = model.logits_together(windows)
+    for point, window, found in zip(points, windows, together, strict=True):
+        with apply_masks([], {}, network=model.network, values=gains.values(point)):
+            torch.testing.assert_close(found, model.logits(window), atol=1e-3, rtol=1e-3)
+        assert not torch.allclose(found, model.logits(window), atol=1e-2)
