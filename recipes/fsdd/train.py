@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def write_training_manifest(path: Path, data_dir: Path | None) -> None:
     )
 
 
-def write_stores(manifest: Path, exp: Path, synthetic: int, development: str | None) -> None:
+def write_stores(manifest: Path, exp: Path, synthetic: int, development: Sequence[str]) -> None:
     """Real and synthetic digits to train on, and real ones to validate."""
     real = read_manifest(manifest)
     held_out = [recording for recording in real if _is_validation(recording, development)]
@@ -62,9 +62,9 @@ def write_stores(manifest: Path, exp: Path, synthetic: int, development: str | N
     write_audio_store(exp / "training", everything())
 
 
-def _is_validation(recording: Recording, development: str | None) -> bool:
-    if development is not None:
-        return recording.speaker == development
+def _is_validation(recording: Recording, development: Sequence[str]) -> bool:
+    if development:
+        return recording.speaker in development
     return recording.id.endswith(VALIDATION_TAKES)
 
 
@@ -98,7 +98,9 @@ def main() -> None:
     parser.add_argument("--exp", type=Path, required=True, help="for samples and checkpoints")
     parser.add_argument("--data-dir", type=Path, help="of the corpus; else below $FPSPEECH_DATA")
     parser.add_argument("--init", type=Path, help="start from this model; else from the demo's")
-    parser.add_argument("--development", help="hold out this training speaker, to tune on")
+    parser.add_argument(
+        "--development", nargs="+", default=(), help="hold out these training speakers, to tune on"
+    )
     parser.add_argument("--synthetic", type=int, default=6000)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
@@ -130,12 +132,12 @@ def main() -> None:
     write_generic(arguments.model, arguments.exp / "training.jsonl", arguments.development)
 
 
-def write_generic(model: Path, manifest: Path, but: str | None) -> None:
+def write_generic(model: Path, manifest: Path, but: Sequence[str]) -> None:
     """What the features are like for the speakers it was trained on, beside its weights."""
     heard = [
         Utterance(each.id, manifest.parent / each.audio, each.speaker)
         for each in read_manifest(manifest)
-        if each.speaker != but
+        if each.speaker not in but
     ]
     found = measure_generic(
         load_speech_model(model, device="cpu"), at_most(in_turns(heard), GENERIC_MINUTES)

@@ -71,3 +71,41 @@ def test_the_base_model_is_trained_on_the_others_alone(tmp_path, corpus, recipe)
 def test_a_speaker_there_is_not(corpus):
     with pytest.raises(ManifestError, match=r"'ann', found those of lucas, nicolas, theo"):
         find_corpus("fsdd").utterances(corpus, speakers=["theo", "ann"])
+
+
+def test_whole_speakers_can_be_held_out_to_tune_on(tmp_path, corpus, monkeypatch):
+    """They validate, all of them, and are neither trained on nor in the generic numbers."""
+    from recipes.fsdd import train
+
+    recordings = [
+        train.Recording(f"{name}-0-{take:02}", "a.wav", name, "ZERO", "train")
+        for name in ("george", "jackson", "lucas", "yweweler")
+        for take in (0, 24)
+    ]
+    manifest = tmp_path / "training.jsonl"
+    train.write_manifest(manifest, recordings)
+    stored, heard = {}, []
+    monkeypatch.setattr(train, "_read", lambda found, exp: iter(found))
+    monkeypatch.setattr(
+        train, "write_audio_store", lambda folder, found: stored.update({folder.name: list(found)})
+    )
+    train.write_stores(manifest, tmp_path, 0, ["lucas", "george"])
+    assert {each.speaker for each in stored["validation"]} == {"lucas", "george"}
+    assert len(stored["validation"]) == 4
+    assert {each.speaker for each in stored["training"]} == {"jackson", "yweweler"}
+
+    class Moments:
+        def save(self, path):
+            pass
+
+    monkeypatch.setattr(train, "load_speech_model", lambda *args, **options: None)
+    monkeypatch.setattr(train, "at_most", lambda utterances, minutes: list(utterances))
+    monkeypatch.setattr(
+        train, "measure_generic", lambda model, found: heard.extend(found) or Moments()
+    )
+    train.write_generic(tmp_path, manifest, ["lucas", "george"])
+    assert {each.speaker for each in heard} == {"jackson", "yweweler"}
+    train.write_stores(manifest, tmp_path, 0, [])
+    assert sorted(each.id for each in stored["validation"]) == [
+        f"{name}-0-00" for name in ("george", "jackson", "lucas", "yweweler")
+    ]
