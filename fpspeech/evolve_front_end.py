@@ -1,11 +1,10 @@
 """The front end tuned to a speaker without labels or derivatives, then confirmed.
 
-Gains of the convolutions' channels and the numbers of the norms behind them (`SpeechModel.gains`)
-descend, by evolution strategies, on how unsure the model is of one half of the speaker's
-recordings, each of which tries a direction of its own. What it comes to counts only if on the
-*other* half, which it never heard, the model is surer too (in more than `SURE` of the paired
-bootstrap draws), the entropy of its non-blank frames falls by `LEAST_FALL`, and it has not
-collapsed. Otherwise nothing is tuned.
+Gains of the channels of the convolutions and of the norm behind them (`SpeechModel.gains`) descend,
+by evolution strategies, on how unsure the model is of one half of the speaker's recordings, each of
+which tries a direction of its own. What it comes to counts only if on the *other* half, which it
+never heard, the model is surer too (in more than `SURE` of the paired bootstrap draws), the entropy
+of its non-blank frames falls by `LEAST_FALL`, and it has not collapsed. Otherwise nothing is tuned.
 """
 
 from __future__ import annotations

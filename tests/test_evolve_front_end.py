@@ -2,9 +2,7 @@
 
 import json
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,10 +21,6 @@ from fpspeech.pruning import PruningError
 from fpspeech.pruning.evolution import Evolution
 from fpspeech.pruning.gains import Gains
 from fpspeech.signals import Heard, hear
-
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
-from tiny_whisper import tiny_whisper
 
 FEW = Evolution(steps=4, pairs=6)
 
@@ -170,10 +164,10 @@ def test_windows_of_about_one_length_run_together_cut_to_the_shortest(model):
     assert [len(batch) for batch in many] == [16, 4]
 
 
-def test_one_window_and_models_without_ctc_are_refused(model, windows, tmp_path):
+def test_one_window_and_models_without_ctc_are_refused(model, windows, tiny_whisper_folder):
     with pytest.raises(PruningError, match=r"two windows of audio or more.*found 1"):
         evolve_front_end(model, windows[:1])
-    whisper = load_speech_model(tiny_whisper(tmp_path / "w"), device="cpu")
+    whisper = load_speech_model(tiny_whisper_folder, device="cpu")
     with pytest.raises(PruningError, match=r"whisper model.*cannot be evolved.*CTC"):
         evolve_front_end(whisper, windows)
 

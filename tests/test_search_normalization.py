@@ -1,8 +1,6 @@
 """The search for a normalisation: what it takes, what it refuses, and what it never sees."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +15,6 @@ from fpspeech.models.speech_model import Hypothesis
 from fpspeech.normalize import normalize
 from fpspeech.pruning import FeatureObserver, PruningError
 from fpspeech.search_normalization import STRENGTHS, search_normalization
-
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
-from tiny_whisper import tiny_whisper
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +220,7 @@ def test_a_real_search_is_the_same_every_time_and_its_objective_what_it_says(
     assert first.searched.steps[1].objective in (pytest.approx(normalised), float("inf"))
 
 
-def test_a_model_whose_uncertainty_is_not_known_is_refused(tmp_path, windows, generic):
-    whisper = load_speech_model(tiny_whisper(tmp_path / "w"), device="cpu")
+def test_a_model_whose_uncertainty_is_not_known_is_refused(tiny_whisper_folder, windows, generic):
+    whisper = load_speech_model(tiny_whisper_folder, device="cpu")
     with pytest.raises(PruningError, match="whisper model, of which no uncertainty is known"):
         search_normalization(whisper, windows, generic, minimise="uncertainty")

@@ -118,10 +118,10 @@ def _with_change(
     name: str, change: dict[str, Tensor], module: Any, inputs: tuple[Tensor], output: Tensor
 ) -> Tensor:
     """What the module would put out for each recording with its parameters changed."""
-    if len(output) != len(next(iter(change.values()))):
+    points = len(next(iter(change.values())))
+    if len(output) != points:
         raise PruningError(
-            f"{name} runs {len(output)} recordings, but there are points of "
-            f"{len(next(iter(change.values())))}"
+            f"{name} runs {len(output)} recordings, but there are points of {points}"
         )
     dim = -1 if isinstance(module, CHANNELS_FIRST) else 1
     changed = output
