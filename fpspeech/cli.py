@@ -129,8 +129,8 @@ Evolve = Annotated[
     bool,
     typer.Option(
         "--evolve",
-        help="Tune the front end, without labels, until the model is surer of what it hears (CTC "
-        "models; minutes to an hour, whatever the amount of audio).",
+        help="Tune the front end, without labels, until the model fits the words that the speaker "
+        "keeps saying (CTC models; minutes to an hour, whatever the amount of audio).",
     ),
 ]
 FullCovariance = Annotated[
@@ -140,7 +140,8 @@ FullCovariance = Annotated[
 SearchObjective = Annotated[
     str,
     typer.Option(
-        help="What --normalize search lowers: entropy, or uncertainty (of CTC models; smoother)."
+        help="What --normalize search lowers: entropy, or (CTC models) uncertainty, or words, the "
+        "loss of the words that the speaker keeps saying."
     ),
 ]
 GenericFile = Annotated[

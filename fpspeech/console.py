@@ -184,9 +184,9 @@ def show_personal(
         used = ", ".join(f"{name} {share:g}" for name, share in account["used"].items() if share)
         table.add_row("normalised", used or f"no: {account.get('reason') or 'nothing asked for'}")
     if (account := report.get("evolution")) is not None:
-        before, after = account["uncertainty_other_half"]
-        surer = f"yes: uncertainty {before:.3f} -> {after:.3f} on held-back audio"
-        table.add_row("evolved", surer if account["evolved"] else f"no: {account['reason']}")
+        before, after = account["loss_other_half"]
+        better = f"yes: loss {before:.3f} -> {after:.3f} on held-back audio"
+        table.add_row("evolved", better if account["evolved"] else f"no: {account['reason']}")
     if (account := report.get("allocation")) is not None:
         before, after = account["divergence_other_half"]
         closer = f"searched: divergence {before:.3f} -> {after:.3f} on held-back audio"

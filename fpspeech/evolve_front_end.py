@@ -1,10 +1,11 @@
 """The front end tuned to a speaker without labels or derivatives, then confirmed.
 
 Gains of the channels of the convolutions and of the norm behind them (`SpeechModel.gains`) descend,
-by evolution strategies, on how unsure the model is of one half of the speaker's recordings, each of
-which tries a direction of its own. What it comes to counts only if on the *other* half, which it
-never heard, the model is surer too (in more than `SURE` of the paired bootstrap draws), the entropy
-of its non-blank frames falls by `LEAST_FALL`, and it has not collapsed. Otherwise nothing is tuned.
+by evolution strategies, on how badly the model fits the speaker's own words (`own_words`) in one
+half of the recordings, each of which tries a direction of its own. The words are found in what the
+model writes, and found anew as it hears better. What it comes to counts only if the *other* half,
+which it never heard, is fitted better too (in more than `SURE` of the paired bootstrap draws), and
+the model has not collapsed. Otherwise nothing is tuned.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
@@ -24,19 +26,23 @@ from fpspeech.normalize import Normalized
 from fpspeech.pruning import Applied, PruningError
 from fpspeech.pruning.evolution import Evolution, evolve
 from fpspeech.pruning.gains import Gains
+from fpspeech.pruning.own_words import Places, Spelling, expected_loss, fitted
 from fpspeech.pruning.search import SURE, confirmed
+from fpspeech.pruning.uncertainty import uncertainty
 from fpspeech.signals import collapsed, hear, json_number
 
-LEAST_FALL = 0.04
-"""Share by which the entropy must fall. What descends grows surer of anything; of four development
-voices the one that it made worse (13.7 to 18.0 % of the words wrong) had its entropy fall by 0.7 %,
-the three that it helped by 8 to 28 %."""
+UNCERTAINTY = 2.0
+"""Weight of how unsure the model is, beside the loss of the speaker's own words. Alone it is no
+guide: it makes some people's words surer and wrong (docs/results.md)."""
 
 MOST_SECONDS = 600.0
 """Audio that is kept in memory to evolve and to confirm on, in seconds."""
 
 DRAWN_SECONDS = 10.0
 """Audio that a value of the objective is taken on, in seconds: at least, and windows are whole."""
+
+REHEARD_STEPS = 4
+"""Steps after which what the speaker says is found anew, by the model as it is then."""
 
 BATCH = 16
 CUT_SECONDS = 0.03
@@ -48,13 +54,13 @@ class EvolvedFrontEnd:
     """What evolving came to.
 
     values: the tuned tensors, by their names in the state dict; none where it was not confirmed.
-    uncertainty, entropy: of the other half, before and after; see `SpeechModel.uncertainty` and
-    `Heard.entropy`. probability: that the uncertainty is lower after. seconds: of audio that the
-    descent listened to, repeats included. reason: why nothing is tuned, or None.
+    loss, entropy: of the other half, before and after: the mean of `expected_loss` over its
+    windows, and `Heard.entropy`. probability: that the loss is lower after. seconds: of audio that
+    the descent listened to, repeats included. reason: why nothing is tuned, or None.
     """
 
     values: Mapping[str, Tensor] = field(repr=False)
-    uncertainty: tuple[float, float]
+    loss: tuple[float, float]
     entropy: tuple[float, float]
     probability: float
     seconds: float
@@ -64,9 +70,9 @@ class EvolvedFrontEnd:
         """Plain values for a report."""
         return {
             "evolved": self.reason is None,
-            "uncertainty_other_half": [round(each, 6) for each in self.uncertainty],
+            "loss_other_half": [round(each, 6) for each in self.loss],
             "entropy_other_half": [json_number(round(each, 6)) for each in self.entropy],
-            "probability_surer": self.probability,
+            "probability_better": self.probability,
             "confidence_wanted": SURE,
             "seconds_listened": round(self.seconds, 1),
             "reason": self.reason,
@@ -104,53 +110,63 @@ def evolve_front_end(
     gains = Gains(model.network, model.gains)
     searched, held_back = both[::2], both[1::2]
     ours = _batches(model, searched)
+    spelling = model.spelling
+    assert spelling is not None  # a model with gains is a CTC model
     seconds = 0.0
+
+    said = _listened(model, ours, spelling)
 
     def in_force(point: Tensor) -> Applied:
         return Normalized(gains.values(point)).apply(model)
 
-    def drawn(number: int) -> list[Tensor]:
+    @lru_cache(maxsize=1)
+    def drawn(number: int) -> list[Batch]:
         return _drawn(ours, model.sampling_rate, f"{seed}:{number}")
 
     def objective(points: Tensor, number: int) -> Tensor:
         nonlocal seconds
         batches = drawn(number)
-        seconds += sum(batch.numel() for batch in batches) / model.sampling_rate
+        seconds += sum(batch.windows.numel() for batch in batches) / model.sampling_rate
         found = []
-        for batch, own in zip(batches, torch.split(points, [*map(len, batches)]), strict=True):
+        for batch, own in zip(
+            batches, torch.split(points, [len(each.numbers) for each in batches]), strict=True
+        ):
             with gains.of_each(own):
-                found.append(model.uncertainty(list(batch)).double().cpu())
+                heard = model.log_posteriors(list(batch.windows))
+            found.append(said.misfit(heard, batch.numbers).double())
         return torch.cat(found)
 
-    def stepped(step: int) -> None:
+    def stepped(step: int, point: Tensor) -> None:
+        nonlocal said
         listener.evolved(step, settings.steps)
         if listener.stop():
             raise Interrupted(
                 f"stopped after step {step} of {settings.steps} of evolving the front end, which "
                 "begins anew"
             )
+        if step % REHEARD_STEPS == 0 and step < settings.steps:
+            with in_force(point):
+                said = _listened(model, ours, spelling)
 
     point = evolve(
         objective,
         gains.dimensions,
         settings,
-        directions=lambda number: sum(map(len, drawn(number))),
+        directions=lambda number: sum(len(each.numbers) for each in drawn(number)),
         seed=seed,
         stepped=stepped,
     )
-    plain = hear(model, held_back)
+    plain = hear(model, held_back, words=True)
     with in_force(point):
-        tuned = hear(model, held_back)
-    before, after = plain.uncertainties, tuned.uncertainties
+        tuned = hear(model, held_back, words=True)
+    before, after = plain.losses, tuned.losses
     sure, probability = confirmed(after, before, wanted=SURE, seed=seed)
     reason = collapsed(tuned, plain)
     if reason is None and not sure:
         reason = "not confirmed on the other half"
-    if reason is None and not tuned.entropy <= (1 - LEAST_FALL) * plain.entropy:
-        reason = f"the entropy of the other half does not fall by {LEAST_FALL:.0%}"
     return EvolvedFrontEnd(
         values=gains.values(point) if reason is None else {},
-        uncertainty=(fmean(before), fmean(after)),
+        loss=(fmean(before), fmean(after)),
         entropy=(plain.entropy, tuned.entropy),
         probability=probability,
         seconds=seconds,
@@ -158,19 +174,73 @@ def evolve_front_end(
     )
 
 
-def _batches(model: SpeechModel, windows: Sequence[Tensor]) -> list[Tensor]:
-    """Windows of about the same length together, cut to the shortest, shape (windows, samples)."""
-    batches: list[list[Tensor]] = []
-    for window in sorted(windows, key=len):
-        longest = len(batches[-1][0]) + CUT_SECONDS * model.sampling_rate if batches else 0
-        if len(window) <= longest and len(batches[-1]) < BATCH:
-            batches[-1].append(window[: len(batches[-1][0])])
+@dataclass(frozen=True)
+class Said:
+    """What the windows were taken for, and how badly each was fitted then, by their numbers."""
+
+    places: Mapping[int, Places]
+    losses: Mapping[int, float]
+    spelling: Spelling
+
+    def misfit(self, log_posteriors: Tensor, numbers: Sequence[int]) -> Tensor:
+        """What is to be lowered, for windows of one length, shape (windows,).
+
+        The loss of each, as a share of what it and the mean window had, so that no few windows
+        rule; and how unsure the model is of it, which is less noisy, as far as `UNCERTAINTY` says.
+        """
+        loss = expected_loss(log_posteriors, [self.places[n] for n in numbers], self.spelling)
+        usual = fmean(self.losses.values())
+        scale = torch.tensor([self.losses[n] + usual for n in numbers])
+        unsure = uncertainty(log_posteriors, self.spelling.blank).cpu()
+        return loss / scale.clamp_min(torch.finfo().tiny) + UNCERTAINTY * unsure
+
+
+def _listened(model: SpeechModel, batches: Sequence[Batch], spelling: Spelling) -> Said:
+    """What the model as it is now takes the windows for."""
+    numbers = [number for batch in batches for number in batch.numbers]
+    heard = [each for batch in batches for each in model.log_posteriors(list(batch.windows))]
+    places, losses = fitted(heard, spelling)
+    return Said(
+        dict(zip(numbers, places, strict=True)), dict(zip(numbers, losses, strict=True)), spelling
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of about the same length, cut to the shortest.
+
+    windows: float32 samples, shape (windows, samples). numbers: which windows they are.
+    """
+
+    windows: Tensor
+    numbers: tuple[int, ...]
+
+
+def _batches(model: SpeechModel, windows: Sequence[Tensor]) -> list[Batch]:
+    batches: list[list[int]] = []
+    for number in sorted(range(len(windows)), key=lambda each: len(windows[each])):
+        longest = CUT_SECONDS * model.sampling_rate
+        if batches and len(batches[-1]) < BATCH:
+            longest += len(windows[batches[-1][0]])
+        if batches and len(batches[-1]) < BATCH and len(windows[number]) <= longest:
+            batches[-1].append(number)
         else:
-            batches.append([window])
-    return [torch.stack(batch) for batch in batches]
+            batches.append([number])
+    return [
+        Batch(
+            torch.stack([windows[number][: len(windows[batch[0]])] for number in batch]),
+            tuple(batch),
+        )
+        for batch in batches
+    ]
 
 
-def _drawn(batches: Sequence[Tensor], sampling_rate: int, seed: str) -> list[Tensor]:
+def _drawn(batches: Sequence[Batch], sampling_rate: int, seed: str) -> list[Batch]:
     """Some of the batches, the same for the same seed, with `DRAWN_SECONDS` of audio at least."""
     shuffled = random.Random(seed).sample(range(len(batches)), len(batches))
-    return first_seconds((batches[n] for n in shuffled), DRAWN_SECONDS, sampling_rate)
+    drawn: list[Batch] = []
+    for number in shuffled:
+        if sum(each.windows.numel() for each in drawn) >= DRAWN_SECONDS * sampling_rate:
+            break
+        drawn.append(batches[number])
+    return drawn

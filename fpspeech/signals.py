@@ -8,6 +8,9 @@ What each can tell, and what not:
 - uncertainty (CTC models, see `fpspeech.pruning.uncertainty`): that entropy at a temperature, and
   how much classes are confused. Smoother, so that it ranks candidates that are nearly alike; it is
   fooled in the same ways.
+- loss of the speaker's own words (CTC models, see `fpspeech.pruning.own_words`): how badly what is
+  heard fits the words that the model keeps writing for this speaker. Of what was tried it alone
+  told who is harmed by growing surer (docs/results.md); it needs some minutes in which words recur.
 - log-probability of what was written, per position: much the same, and it sees blank frames too.
 - length of the text, compression ratio (within windows and of all) and outputs cut at the cap:
   the guard. They tell a collapse to silence, to a loop or to one text, nothing finer.
@@ -33,6 +36,7 @@ from fpspeech.evaluation.hallucination import compression_ratio
 from fpspeech.models import SpeechModel
 from fpspeech.models.speech_model import Hypothesis
 from fpspeech.pruning.divergence import Divergence, kullback_leibler
+from fpspeech.pruning.own_words import fitted
 
 SHORTEST, LONGEST = 0.8, 1.25
 """Share of the dense text's characters that a candidate's may have, at least and at most."""
@@ -54,10 +58,12 @@ class Heard:
     """What a model wrote for some windows, and how sure it was of each.
 
     hypotheses: a window each, in the same order for every model, so that two can be compared in
-    pairs.
+    pairs. losses: of each window in words that were found in them all, see
+    `fpspeech.pruning.own_words`; none where they were not asked for.
     """
 
     hypotheses: tuple[Hypothesis, ...]
+    losses: tuple[float, ...] = ()
 
     @property
     def totals(self) -> tuple[float, ...]:
@@ -117,12 +123,20 @@ def json_number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def hear(model: SpeechModel, windows: Iterable[Tensor]) -> Heard:
-    """What the model as it is now writes for windows of float32 samples, shape (samples,)."""
-    # Posteriors are dropped: those of an hour would not fit.
-    return Heard(
-        tuple(replace(model.hypothesis(window), log_posteriors=None) for window in windows)
-    )
+def hear(model: SpeechModel, windows: Iterable[Tensor], *, words: bool = False) -> Heard:
+    """What the model as it is now writes for windows of float32 samples, shape (samples,).
+
+    words: whether to find the speaker's own words, of a CTC model.
+    """
+    hypotheses, posteriors = [], []
+    for window in windows:
+        found = model.hypothesis(window)
+        # Posteriors are dropped where they can be: those of an hour would not fit.
+        hypotheses.append(replace(found, log_posteriors=None))
+        if words and found.log_posteriors is not None:
+            posteriors.append(found.log_posteriors)
+    losses = fitted(posteriors, model.spelling)[1] if words and model.spelling is not None else []
+    return Heard(tuple(hypotheses), tuple(losses))
 
 
 def collapsed(candidate: Heard, dense: Heard) -> str | None:

@@ -175,8 +175,8 @@ def test_the_front_end_is_evolved_and_what_came_of_it_is_said(capsys, here, spee
     assert code == 0, err
     account = Personal.load(here / "personal" / "ann").report["evolution"]
     if account["evolved"]:
-        before, after = account["uncertainty_other_half"]
-        assert f"evolved yes: uncertainty {before:.3f} -> {after:.3f} on held-back" in squeezed(out)
+        before, after = account["loss_other_half"]
+        assert f"evolved yes: loss {before:.3f} -> {after:.3f} on held-back" in squeezed(out)
     else:
         assert f"evolved no: {account['reason']}" in squeezed(out)
 

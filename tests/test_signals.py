@@ -13,6 +13,7 @@ from fpspeech import signals
 from fpspeech.models import load_speech_model
 from fpspeech.models.speech_model import Hypothesis
 from fpspeech.pruning import apply_masks, select_layers
+from fpspeech.pruning.own_words import fitted
 from fpspeech.signals import (
     NOISE_DECIBELS,
     SPEED,
@@ -55,6 +56,20 @@ class Fake:
     def hypothesis(self, window, along=None):
         self.windows.append(window)
         return wrote(self.write(window))
+
+
+def test_losses_of_the_speakers_own_words_are_those_of_all_windows_together(tiny_group):
+    ctc = load_speech_model(tiny_group, device="cpu")
+    found = hear(ctc, WINDOWS, words=True)
+    together = fitted([ctc.log_posteriors([window])[0] for window in WINDOWS], ctc.spelling)[1]
+    assert found.losses == pytest.approx(together, rel=1e-4)
+    assert len(found.losses) == len(WINDOWS)
+    assert all(each.log_posteriors is None for each in found.hypotheses)
+    assert hear(ctc, WINDOWS).losses == ()
+
+
+def test_a_whisper_has_no_losses_of_words(tiny_whisper_folder):
+    assert hear(load_speech_model(tiny_whisper_folder), WINDOWS[:1], words=True).losses == ()
 
 
 def test_entropy_and_log_probability_of_ctc_by_a_slow_loop(tiny_group):

@@ -12,6 +12,7 @@ from torch import Tensor
 from fpspeech.models.pretrained import PretrainedModel
 from fpspeech.pruning import Replay, Site
 from fpspeech.pruning.gains import Gain
+from fpspeech.pruning.own_words import Spelling
 from fpspeech.pruning.statistics import Valid
 
 
@@ -42,8 +43,8 @@ class Hypothesis:
     the posteriors, summed over the `informative` positions, in nats; blank frames of CTC are not
     informative. log_posteriors: natural logarithms, shape (positions, vocabulary), along the
     tokens that were asked for; None where none were asked for and the model writes step by step.
-    at_cap: the output was cut at the cap on new tokens. uncertainty: see `SpeechModel.uncertainty`,
-    None where that is not known.
+    at_cap: the output was cut at the cap on new tokens. uncertainty: of a CTC model, see
+    `fpspeech.pruning.uncertainty`; None of others.
     """
 
     text: str
@@ -75,10 +76,14 @@ class SpeechModel(PretrainedModel, Protocol):
     def gains(self) -> tuple[Gain, ...]:
         """Tensors of the front end that can be tuned to a speaker; none where it is not known."""
 
-    def uncertainty(self, windows: Sequence[Tensor]) -> Tensor:
-        """How unsure it is of each of some windows of one length, shape (windows,); lower is surer.
+    @property
+    def spelling(self) -> Spelling | None:
+        """What are no letters of a CTC model; None for others, which have no `gains`."""
 
-        Raises ModelError where that is not known, and then there are no `gains` either.
+    def log_posteriors(self, windows: Sequence[Tensor]) -> Tensor:
+        """Those of a CTC model for windows of one length, shape (windows, frames, symbols).
+
+        Raises ModelError for others.
         """
 
     def observe(self, windows: Sequence[Tensor], observer: Counter) -> None:

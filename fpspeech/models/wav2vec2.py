@@ -15,6 +15,7 @@ from fpspeech.models.source import ModelError, Source
 from fpspeech.models.speech_model import Counter, Hypothesis, Transcript
 from fpspeech.pruning import Replay, Site
 from fpspeech.pruning.gains import Gain
+from fpspeech.pruning.own_words import Spelling
 from fpspeech.pruning.uncertainty import uncertainty
 
 _FRONT = "wav2vec2.feature_extractor.conv_layers"
@@ -70,6 +71,11 @@ class Wav2Vec2:
     def blank(self) -> int:
         """The symbol of CTC that writes nothing."""
         return int(self.processor.tokenizer.pad_token_id)
+
+    @property
+    def spelling(self) -> Spelling:
+        """The symbols that are no letters."""
+        return Spelling(self.blank, self.processor.tokenizer.word_delimiter_token_id)
 
     @property
     def exclusions(self) -> Mapping[str, str]:
@@ -193,9 +199,9 @@ class Wav2Vec2:
         """CTC logits of one window of float32 samples, shape (frames, vocabulary)."""
         return self.logits_together([window])[0]
 
-    def uncertainty(self, windows: Sequence[Tensor]) -> Tensor:
-        """SUTA's objective of windows of one length, see `fpspeech.pruning.uncertainty`."""
-        return uncertainty(self.logits_together(windows), self.blank)
+    def log_posteriors(self, windows: Sequence[Tensor]) -> Tensor:
+        """Those of CTC for windows of one length, shape (windows, frames, vocabulary)."""
+        return self.logits_together(windows).log_softmax(-1)
 
     def logits_together(self, windows: Sequence[Tensor]) -> Tensor:
         """CTC logits of windows of one length, shape (windows, frames, vocabulary)."""

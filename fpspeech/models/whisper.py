@@ -126,9 +126,14 @@ class Whisper:
         """None: how sure the decoder is of its text did not tell better front ends from worse."""
         return ()
 
-    def uncertainty(self, windows: Sequence[Tensor]) -> Tensor:
-        """Raises ModelError, see `gains`."""
-        raise ModelError(f"{self.source.id}: how unsure a Whisper is of a voice is not known")
+    @property
+    def spelling(self) -> None:
+        """None: it is no CTC model."""
+        return None
+
+    def log_posteriors(self, windows: Sequence[Tensor]) -> Tensor:
+        """Raises ModelError: its posteriors go along tokens, not along frames."""
+        raise ModelError(f"{self.source.id}: a Whisper has no posteriors of frames")
 
     def observe(self, windows: Sequence[Tensor], observer: Counter) -> None:
         """Counts windows of float32 samples, shape (samples,), in one batch, each once.

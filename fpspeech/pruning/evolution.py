@@ -10,6 +10,7 @@ Both values of a pair are taken on the same data, so that its chances cancel. Wh
 several values, each of its own data (a batch of recordings), each goes in a direction of its own:
 as many directions as recordings for the same passes. A step goes a set length along the running
 mean of the estimates: only their direction counts, so the scale of the objective does not matter.
+The lengths fall to zero in a straight line, so that little of the noise of the last is walked.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ class Evolution:
     """How to descend.
 
     steps: taken. pairs: of passes for each, ahead and behind. spread: σ of the formula. length:
-    root mean square of a step over the coordinates. momentum: share of the former estimates in
-    their running mean. Raises PruningError on values out of range.
+    root mean square of the first step over the coordinates. momentum: share of the former estimates
+    in their running mean. Raises PruningError on values out of range.
     """
 
     steps: int = 24
     pairs: int = 40
     spread: float = 0.06
-    length: float = 0.015
+    length: float = 0.025
     momentum: float = 0.8
 
     def __post_init__(self) -> None:
@@ -57,15 +58,15 @@ def evolve(
     *,
     directions: Callable[[int], int] = lambda number: 1,
     seed: int = 0,
-    stepped: Callable[[int], None] = lambda step: None,
+    stepped: Callable[[int, Tensor], None] = lambda step, point: None,
 ) -> Tensor:
     """Descends from the origin; returns the point it comes to, float32, shape (dimensions,).
 
     objective: (points of shape (values, dimensions), number of the pair) -> a value at each point,
     shape (values,); the number tells which data to take them on. directions: how many values a pair
     of that number takes at a time. A direction with a value that is not finite says nothing.
-    stepped: called behind each step, with how many there were; what it raises ends the descent.
-    The same seed gives the same draws.
+    stepped: called behind each step, with how many there were and the point; what it raises ends
+    the descent. The same seed gives the same draws.
     """
     settings = settings or Evolution()
     generator = torch.Generator().manual_seed(seed)
@@ -84,6 +85,7 @@ def evolve(
         mean = settings.momentum * mean + (1 - settings.momentum) * estimate
         norm = float(mean.norm())
         if norm > 0:
-            point = point - mean * (settings.length * math.sqrt(dimensions) / norm)
-        stepped(step + 1)
+            length = settings.length * (1 - step / settings.steps)
+            point = point - mean * (length * math.sqrt(dimensions) / norm)
+        stepped(step + 1, point)
     return point

@@ -7,6 +7,7 @@ import torch
 
 from fpspeech.demo import demo_model
 from fpspeech.models import ModelError, load_speech_model
+from fpspeech.pruning.uncertainty import uncertainty
 
 GENERATOR = torch.Generator().manual_seed(3)
 WINDOWS = [
@@ -39,11 +40,13 @@ def test_the_text_is_that_of_transcribe(model):
     assert any(texts)
 
 
-def test_uncertainty_is_that_of_the_model_where_it_is_known(model):
+def test_uncertainty_is_that_of_the_logits_where_it_is_known(model):
     for window in WINDOWS:
         found = model.hypothesis(window).uncertainty
         if model.gains:
-            assert found == pytest.approx(float(model.uncertainty([window])[0]), rel=1e-5)
+            assert found == pytest.approx(
+                float(uncertainty(model.logits(window), model.blank)), rel=1e-5
+            )
         else:
             assert found is None
 

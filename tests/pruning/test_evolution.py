@@ -19,7 +19,7 @@ def slow_descent(objective, dimensions, settings, seed, directions):
     generator = torch.Generator().manual_seed(seed)
     point, mean = [0.0] * dimensions, [0.0] * dimensions
     number = 0
-    for _ in range(settings.steps):
+    for step in range(settings.steps):
         gradient = [0.0] * dimensions
         total = sum(directions(number + pair) for pair in range(settings.pairs))
         for _ in range(settings.pairs):
@@ -43,7 +43,7 @@ def slow_descent(objective, dimensions, settings, seed, directions):
             for m, g in zip(mean, gradient, strict=True)
         ]
         norm = math.sqrt(sum(m * m for m in mean))
-        length = settings.length * math.sqrt(dimensions)
+        length = settings.length * (settings.steps - step) / settings.steps * math.sqrt(dimensions)
         point = [x - length * m / norm for x, m in zip(point, mean, strict=True)]
     return torch.tensor(point)
 
@@ -136,8 +136,10 @@ def test_steps_are_told_and_the_same_seed_gives_the_same_point():
     told = []
     settings = Evolution(steps=3, pairs=2)
     target = torch.ones(4)
-    one = evolve(bowl(target), 4, settings, seed=1, stepped=told.append)
-    assert told == [1, 2, 3]
+    one = evolve(bowl(target), 4, settings, seed=1, stepped=lambda *now: told.append(now))
+    assert [step for step, _ in told] == [1, 2, 3]
+    assert torch.equal(told[-1][1], one)
+    assert not torch.equal(told[0][1], one)
     assert torch.equal(one, evolve(bowl(target), 4, settings, seed=1))
     assert not torch.equal(one, evolve(bowl(target), 4, settings, seed=2))
 
