@@ -10,7 +10,7 @@ from fpspeech.pruning import PruningConfig, PruningError
 
 BATCH_NORM = ("match", "keep")
 OUTPUT_PRIOR = ("none", "em")
-OBJECTIVES = ("entropy", "uncertainty")
+OBJECTIVES = ("entropy", "uncertainty", "words")
 ALLOCATIONS = ("uniform", "owl", "erk", "sensitivity", "search")
 
 
@@ -30,7 +30,7 @@ class Config:
     `search_normalization`) or strengths such as "features=1,layer0=0.5". full_covariance: whether
     whole covariances are matched. search_budget: the most evaluations of a search.
     search_objective: what the search for a normalisation lowers, one of `OBJECTIVES`. evolve:
-    whether the front end is tuned until a CTC model is surer, see `evolve_front_end`. allocation:
+    whether the front end of a CTC model is tuned, see `evolve_front_end`. allocation:
     how the sparsity is spread over the layers of a speech model, one of `ALLOCATIONS`; no effect
     where the group of `pruning` decides itself what each layer loses. automatic: whether
     the sparsity of `pruning` was, or is to be, found on unlabeled audio, see `find_sparsity`.

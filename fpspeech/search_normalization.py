@@ -1,20 +1,17 @@
 """Where and how strongly to normalise a speaker: searched without labels, then confirmed.
 
-The search listens to one half of the speaker's recordings and minimises a sign of how sure the
-model is of what it writes (see `signals`), among candidates that have not collapsed: the entropy,
-or the uncertainty of a CTC model. What it finds counts only if on the *other* half, which chose
-nothing, it lowers that too, in more of the paired bootstrap draws than `CONFIDENCE` (entropy) or
-`SURE` (uncertainty, which is less noisy). Otherwise nothing is normalised. The moments are those of
-both halves: they are measured, not chosen.
-
-Neither sign is the better one everywhere: for a real development speaker of single digits it is the
-entropy, for synthetic ones of whole sentences the uncertainty (docs/results.md).
+The search listens to one half of the speaker's recordings and minimises a sign of how well the
+model hears (see `signals`), among candidates that have not collapsed: the entropy or, of a CTC
+model, the uncertainty or the loss of the speaker's own words. What it finds counts only if on the
+*other* half, which chose nothing, it lowers that too, in more of the paired bootstrap draws than
+`CONFIDENCE` (entropy) or `SURE` (the others, which are less noisy). Otherwise nothing is
+normalised. The moments are those of both halves: they are measured, not chosen.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -36,7 +33,7 @@ from fpspeech.pruning.search import (
 from fpspeech.signals import Heard, collapsed, hear, json_number
 
 STRENGTHS = (1.0, 0.5, 0.0)
-TOLERANCES = {"entropy": 0.04, "uncertainty": 0.01}
+TOLERANCES = {"entropy": 0.04, "uncertainty": 0.01, "words": 0.1}
 """Share by which a choice must be better to be taken.
 
 Of the entropy: on five synthetic development speakers, the one whom normalising clearly made worse
@@ -45,7 +42,7 @@ Of the uncertainty: of six development speakers, the four that took something go
 the two most like those of the training took nothing.
 """
 
-WANTED = {"entropy": CONFIDENCE, "uncertainty": SURE}
+WANTED = {"entropy": CONFIDENCE, "uncertainty": SURE, "words": SURE}
 
 SEARCH_SECONDS = 120.0
 """Audio that is searched and confirmed on, in seconds: more is not listened to so often."""
@@ -56,9 +53,9 @@ class SearchedNormalization:
     """What the search came to.
 
     normalization: what is to be used: what was found if it was confirmed, else none. found: what
-    the search preferred. objective: "uncertainty" or "entropy". probability: that what was found is
-    better on the half that the search did not see. other_half: the objective there, of the model
-    as it is and of what was found; NaN where there is no such half. reason: why nothing is
+    the search preferred. objective: "entropy", "uncertainty" or "words". probability: that what was
+    found is better on the half that the search did not see. other_half: the objective there, of the
+    model as it is and of what was found; NaN where there is no such half. reason: why nothing is
     normalised, or None.
     """
 
@@ -102,12 +99,12 @@ def search_normalization(
 
     windows: of the speaker, float32 samples; every other one is searched on, the rest confirms.
     budget: evaluations, each a pass over the searched windows and one over all for every site that
-    is normalised. minimise: "entropy" or "uncertainty". The model is left as it was.
-    Raises PruningError where the uncertainty of the model is not known.
+    is normalised. minimise: "entropy", "uncertainty" or "words". The model is left as it was.
+    Raises PruningError where the uncertainty or the words of the model are not known.
     """
-    if minimise == "uncertainty" and not model.gains:
+    if minimise != "entropy" and not model.gains:
         raise PruningError(
-            f"{model.source.id} is a {model.family} model, of which no uncertainty is known: "
+            f"{model.source.id} is a {model.family} model, of which no {minimise} can be known: "
             "search for a lower entropy"
         )
     both = first_seconds(windows, SEARCH_SECONDS, model.sampling_rate)
@@ -118,12 +115,13 @@ def search_normalization(
         why = "one window of audio leaves none to confirm on"
         nothing = (math.nan, math.nan)
         return SearchedNormalization(none, none, searched, minimise, 0.5, nothing, why)
-    dense = [hear(model, half) for half in halves]
+    words = minimise == "words"
+    dense = [hear(model, half, words=words) for half in halves]
 
     def heard(point: dict[str, float], half: int) -> Heard:
         normalization = Normalization(tuple(point.items()), full)
         with normalize(model, both, normalization, generic).apply(model):
-            return hear(model, halves[half])
+            return hear(model, halves[half], words=words)
 
     def objective(point: dict[str, float]) -> float:
         found = heard(point, 0) if any(point.values()) else dense[0]
@@ -158,12 +156,18 @@ def search_normalization(
 
 
 def _value(heard: Heard, objective: str) -> float:
-    return heard.entropy if objective == "entropy" else fmean(heard.uncertainties)
+    return heard.entropy if objective == "entropy" else fmean(_each(heard, objective))
+
+
+def _each(heard: Heard, objective: str) -> Sequence[float]:
+    """The objective of each window."""
+    return heard.losses if objective == "words" else heard.uncertainties
 
 
 def _confirmed(candidate: Heard, plain: Heard, objective: str, seed: int) -> tuple[bool, float]:
     wanted = WANTED[objective]
-    if objective == "uncertainty":
-        return confirmed(candidate.uncertainties, plain.uncertainties, wanted=wanted, seed=seed)
+    if objective != "entropy":
+        each, before = _each(candidate, objective), _each(plain, objective)
+        return confirmed(each, before, wanted=wanted, seed=seed)
     positions = (candidate.informative, plain.informative)
     return confirmed(candidate.totals, plain.totals, positions=positions, wanted=wanted, seed=seed)

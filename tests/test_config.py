@@ -58,7 +58,7 @@ def test_strengths_are_read_from_text():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"search_objective": "words"}, r"search objective: expected one of .*found 'words'"),
+        ({"search_objective": "letters"}, r"search objective: expected one of .*found 'letters'"),
         ({"normalize": "features"}, "expected none, search, or strengths such as"),
         ({"normalize": "features=much"}, "found 'features=much'"),
         ({"allocation": "fair"}, "allocation: expected one of"),

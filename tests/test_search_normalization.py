@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fpspeech import search_normalization as module
+from fpspeech import signals
 from fpspeech.corpora import read_utterances
 from fpspeech.demo import demo_folder, demo_model
 from fpspeech.generic import measure_generic
@@ -14,6 +15,8 @@ from fpspeech.models import load_speech_model
 from fpspeech.models.speech_model import Hypothesis
 from fpspeech.normalize import normalize
 from fpspeech.pruning import FeatureObserver, PruningError
+from fpspeech.pruning.own_words import fitted
+from fpspeech.pruning.uncertainty import uncertainty
 from fpspeech.search_normalization import STRENGTHS, search_normalization
 
 
@@ -44,7 +47,7 @@ def windows(model, speakers):
     return list(WindowStream(model, recordings(speakers[0], 6)))
 
 
-@pytest.fixture(params=["uncertainty", "entropy"])
+@pytest.fixture(params=["uncertainty", "words", "entropy"])
 def objective(request):
     return request.param
 
@@ -52,7 +55,7 @@ def objective(request):
 class Script:
     """Hypotheses by whether the model is normalised and which half the window is of.
 
-    Uncertainties are as the entropies.
+    Uncertainties and losses of words are as the entropies.
     entropies: (dense, normalised) of the searched half, then of the other; text: of a normalised
     model on the searched half and on the other.
     """
@@ -63,6 +66,7 @@ class Script:
         self.entropies, self.text = entropies, text
         self.asked = []
         monkeypatch.setattr(model, "hypothesis", self.hypothesis)
+        monkeypatch.setattr(signals, "fitted", lambda heard, _: ([], [*map(float, heard)]))
 
     def hypothesis(self, window, along=None):
         state = self.model.network.state_dict()
@@ -73,7 +77,9 @@ class Script:
         entropy = self.entropies[half][changed]
         entropy = entropy[number // 2] if isinstance(entropy, tuple) else entropy
         text = self.text[half] if changed else "some words"
-        return Hypothesis(text, (1, 2), -1.0, 10 * entropy, 10, uncertainty=entropy)
+        return Hypothesis(
+            text, (1, 2), -1.0, 10 * entropy, 10, torch.tensor(entropy), uncertainty=entropy
+        )
 
 
 def assert_nothing_changed(model, dense):
@@ -208,7 +214,10 @@ def test_a_real_search_is_the_same_every_time_and_its_objective_what_it_says(
 
     def value():
         if objective == "uncertainty":
-            return sum(float(model.uncertainty([each])[0]) for each in few[::2]) / 2
+            return sum(float(uncertainty(model.logits(each), model.blank)) for each in few[::2]) / 2
+        if objective == "words":
+            heard = [model.log_posteriors([each])[0] for each in few[::2]]
+            return sum(fitted(heard, model.spelling)[1]) / 2
         heard = [model.hypothesis(each) for each in few[::2]]
         return sum(each.entropy for each in heard) / sum(each.informative for each in heard)
 
@@ -220,7 +229,10 @@ def test_a_real_search_is_the_same_every_time_and_its_objective_what_it_says(
     assert first.searched.steps[1].objective in (pytest.approx(normalised), float("inf"))
 
 
-def test_a_model_whose_uncertainty_is_not_known_is_refused(tiny_whisper_folder, windows, generic):
+@pytest.mark.parametrize("objective", ["uncertainty", "words"])
+def test_what_is_known_of_ctc_models_alone_is_refused_for_others(
+    tiny_whisper_folder, windows, generic, objective
+):
     whisper = load_speech_model(tiny_whisper_folder, device="cpu")
-    with pytest.raises(PruningError, match="whisper model, of which no uncertainty is known"):
-        search_normalization(whisper, windows, generic, minimise="uncertainty")
+    with pytest.raises(PruningError, match=f"whisper model, of which no {objective} can be known"):
+        search_normalization(whisper, windows, generic, minimise=objective)
