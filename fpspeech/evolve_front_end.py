@@ -4,8 +4,8 @@ Gains of the channels of the convolutions and of the norm behind them (`SpeechMo
 by evolution strategies, on how badly the model fits the speaker's own words (`own_words`) in one
 half of the recordings, each of which tries a direction of its own. The words are found in what the
 model writes, and found anew as it hears better. What it comes to counts only if the *other* half,
-which it never heard, is fitted better too (in more than `SURE` of the paired bootstrap draws), and
-the model has not collapsed. Otherwise nothing is tuned.
+which it never heard, is fitted better too (in more than `SURE` of the paired bootstrap draws of the
+losses as shares of what they were), and the model has not collapsed. Otherwise nothing is tuned.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def evolve_front_end(
     with in_force(point):
         tuned = hear(model, held_back, words=True)
     before, after = plain.losses, tuned.losses
-    sure, probability = confirmed(after, before, wanted=SURE, seed=seed)
+    sure, probability = confirmed(*_shares(after, before), wanted=SURE, seed=seed)
     reason = collapsed(tuned, plain)
     if reason is None and not sure:
         reason = "not confirmed on the other half"
@@ -174,25 +174,42 @@ def evolve_front_end(
     )
 
 
+def _shares(after: Sequence[float], before: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Both losses of each window as shares of their mean plus the usual: no few windows rule."""
+    usual = fmean(before)
+    scales = [(one + other) / 2 + usual for one, other in zip(after, before, strict=True)]
+    scales = [scale or 1.0 for scale in scales]
+    return (
+        [loss / scale for loss, scale in zip(after, scales, strict=True)],
+        [loss / scale for loss, scale in zip(before, scales, strict=True)],
+    )
+
+
 @dataclass(frozen=True)
 class Said:
-    """What the windows were taken for, and how badly each was fitted then, by their numbers."""
+    """What the windows were taken for, and how badly each was fitted then, by their numbers.
+
+    recurring: the share of the words that were not the first of their kind.
+    """
 
     places: Mapping[int, Places]
     losses: Mapping[int, float]
+    recurring: float
     spelling: Spelling
 
     def misfit(self, log_posteriors: Tensor, numbers: Sequence[int]) -> Tensor:
         """What is to be lowered, for windows of one length, shape (windows,).
 
         The loss of each, as a share of what it and the mean window had, so that no few windows
-        rule; and how unsure the model is of it, which is less noisy, as far as `UNCERTAINTY` says.
+        rule, the more of it the more its words recur; and, as far as `UNCERTAINTY` says, how unsure
+        the model is of it, which is less noisy.
         """
         loss = expected_loss(log_posteriors, [self.places[n] for n in numbers], self.spelling)
         usual = fmean(self.losses.values())
         scale = torch.tensor([self.losses[n] + usual for n in numbers])
         unsure = uncertainty(log_posteriors, self.spelling.blank).cpu()
-        return loss / scale.clamp_min(torch.finfo().tiny) + UNCERTAINTY * unsure
+        share = loss / scale.clamp_min(torch.finfo().tiny)
+        return self.recurring**2 * share + UNCERTAINTY * unsure
 
 
 def _listened(model: SpeechModel, batches: Sequence[Batch], spelling: Spelling) -> Said:
@@ -200,8 +217,13 @@ def _listened(model: SpeechModel, batches: Sequence[Batch], spelling: Spelling) 
     numbers = [number for batch in batches for number in batch.numbers]
     heard = [each for batch in batches for each in model.log_posteriors(list(batch.windows))]
     places, losses = fitted(heard, spelling)
+    n_words = sum(each.count for each in places)
+    kinds = {word for each in places for word in each.words}
     return Said(
-        dict(zip(numbers, places, strict=True)), dict(zip(numbers, losses, strict=True)), spelling
+        dict(zip(numbers, places, strict=True)),
+        dict(zip(numbers, losses, strict=True)),
+        1 - len(kinds) / max(n_words, len(kinds)),
+        spelling,
     )
 
 

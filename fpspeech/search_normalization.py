@@ -99,10 +99,10 @@ def search_normalization(
 
     windows: of the speaker, float32 samples; every other one is searched on, the rest confirms.
     budget: evaluations, each a pass over the searched windows and one over all for every site that
-    is normalised. minimise: "entropy", "uncertainty" or "words". The model is left as it was.
-    Raises PruningError where the uncertainty or the words of the model are not known.
+    is normalised. minimise: "entropy" or, of a CTC model, "uncertainty" or "words". The model is
+    left as it was. Raises PruningError for uncertainty and words of others.
     """
-    if minimise != "entropy" and not model.gains:
+    if minimise != "entropy" and model.spelling is None:
         raise PruningError(
             f"{model.source.id} is a {model.family} model, of which no {minimise} can be known: "
             "search for a lower entropy"

@@ -2,18 +2,13 @@
 
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import soundfile
+from tiny_whisper import tiny_whisper
 
 from fpspeech import Personal
 from fpspeech.cli import main
-
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
-from tiny_whisper import tiny_whisper
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:

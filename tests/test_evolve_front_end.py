@@ -18,7 +18,7 @@ from fpspeech.generic import find_generic
 from fpspeech.listening import Interrupted, Listener, WindowStream
 from fpspeech.normalize import Normalization, normalize
 from fpspeech.personalize import personalize, select_layers_of
-from fpspeech.pruning import PruningError
+from fpspeech.pruning import PruningError, search
 from fpspeech.pruning.evolution import Evolution
 from fpspeech.pruning.gains import Gains
 from fpspeech.pruning.own_words import Spelling, expected_loss, fitted, own_words
@@ -134,6 +134,23 @@ def test_what_the_other_half_does_not_confirm_is_not_used(model, windows, monkey
     assert found.reason == "not confirmed on the other half"
 
 
+def test_one_window_of_a_great_loss_does_not_decide():
+    """Nine windows of ten are fitted a third better, and one that fits nothing a little worse."""
+    before, after = [3.0] * 9 + [200.0], [2.0] * 9 + [215.0]
+    plainly = search.confirmed(after, before, wanted=SURE, seed=0)
+    weighed = search.confirmed(*module._shares(after, before), wanted=SURE, seed=0)
+    assert not plainly[0]
+    assert weighed[0]
+    assert not search.confirmed(*module._shares(before, after), wanted=SURE, seed=0)[0]
+
+
+def test_losses_are_shares_of_their_mean_and_the_usual_loss():
+    after, before = module._shares([1.0, 4.0], [2.0, 6.0])
+    assert after == pytest.approx([1 / (1.5 + 4), 4 / (5 + 4)])
+    assert before == pytest.approx([2 / (1.5 + 4), 6 / (5 + 4)])
+    assert module._shares([0.0], [0.0]) == ([0.0], [0.0])
+
+
 def test_a_model_that_has_collapsed_is_not_used_however_well_it_fits(model, windows, monkeypatch):
     plain = hear(model, windows[1::2], words=True)
     nothing = tuple(replace(each, text="") for each in plain.hypotheses)
@@ -150,12 +167,25 @@ def test_what_is_lowered_weighs_the_loss_by_what_it_was_and_adds_the_uncertainty
     draw = torch.Generator().manual_seed(0)
     heard = [torch.randn(9, 5, generator=draw).log_softmax(-1) for _ in range(3)]
     places = own_words(heard, spelling)
-    said = module.Said(dict(enumerate(places)), {0: 2.0, 1: 4.0, 2: 3.0}, spelling)
+    said = module.Said(dict(enumerate(places)), {0: 2.0, 1: 4.0, 2: 3.0}, 0.7, spelling)
     found = said.misfit(torch.stack([heard[2], heard[0]]), (2, 0)).tolist()
     for value, number, scale in zip(found, (2, 0), (3.0 + 3.0, 2.0 + 3.0), strict=True):
         loss = float(expected_loss(heard[number][None], [places[number]], spelling))
         unsure = float(uncertainty(heard[number], 0))
-        assert value == pytest.approx(loss / scale + module.UNCERTAINTY * unsure, rel=1e-5)
+        expected = 0.7 * 0.7 * loss / scale + module.UNCERTAINTY * unsure
+        assert value == pytest.approx(expected, rel=1e-5)
+
+
+def test_words_count_the_more_they_recur(model, windows):
+    batches = module._batches(model, windows)
+    said = module._listened(model, batches, model.spelling)
+    kinds = {word for places in said.places.values() for word in places.words}
+    n_words = sum(len(set(places.places.tolist())) for places in said.places.values())
+    assert said.recurring == pytest.approx((n_words - len(kinds)) / n_words)
+    assert 0 < said.recurring < 1
+    twice = [*windows, *windows]
+    again = module._listened(model, module._batches(model, twice), model.spelling)
+    assert again.recurring > said.recurring
 
 
 def test_what_is_said_is_found_anew_as_the_model_hears_better(model, windows, monkeypatch):

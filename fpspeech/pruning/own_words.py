@@ -74,6 +74,11 @@ class Places:
     log_prior: Tensor
     words: tuple[Word, ...]
 
+    @property
+    def count(self) -> int:
+        """How many places there are."""
+        return int(self.places.max()) + 1
+
 
 def written(log_posteriors: Tensor, spelling: Spelling) -> Text:
     """The words of the best path, shape (frames, classes); one word of no symbols for silence."""
@@ -133,7 +138,7 @@ def expected_loss(
     found = likelihoods(log_posteriors, recordings, spelling)
     expected = -posterior(found, recordings) * found
     owner = _owner(recordings)
-    places = torch.tensor([int(each.places.max()) + 1 for each in recordings])
+    places = torch.tensor([each.count for each in recordings])
     total = torch.zeros(len(recordings), dtype=found.dtype).index_add(0, owner, expected)
     return total / places
 
@@ -172,7 +177,7 @@ def posterior(found: Tensor, recordings: Sequence[Places]) -> Tensor:
     place, offset = [], 0
     for each in recordings:
         place.append(each.places + offset)
-        offset += int(each.places.max()) + 1
+        offset += each.count
     index = torch.cat(place)
     most = torch.full((offset,), -torch.inf).scatter_reduce(0, index, scores, "amax")
     shares = (scores - most[index]).exp()

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 from collections import Counter
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,7 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from tiny_whisper import tiny_whisper
 from torch import nn
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    WhisperForConditionalGeneration,
+)
 
 from fpspeech.models import ModelError, Transcript, load_speech_model
 from fpspeech.pruning import (
@@ -23,15 +28,6 @@ from fpspeech.pruning import (
     make_masks,
     select_layers,
     sparsity_of,
-)
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from tiny_whisper import tiny_whisper
-from transformers import (
-    AutoProcessor,
-    AutoTokenizer,
-    WhisperForConditionalGeneration,
 )
 
 RATE = 16_000  # Hz
