@@ -4,8 +4,10 @@ Gains of the channels of the convolutions and of the norm behind them (`SpeechMo
 by evolution strategies, on how badly the model fits the speaker's own words (`own_words`) in one
 half of the recordings, each of which tries a direction of its own. The words are found in what the
 model writes, and found anew as it hears better. What it comes to counts only if the *other* half,
-which it never heard, is fitted better too (in more than `SURE` of the paired bootstrap draws of the
-losses as shares of what they were), and the model has not collapsed. Otherwise nothing is tuned.
+which it never heard, is fitted better too, and the model has not collapsed. Better is: in more than
+`SURE` of the paired bootstrap draws of the losses, as shares of what they were; or, where words
+recur too little for that, in more than `CONFIDENCE` of them, if the model is surer in more than
+`SURE` and the entropy of its non-blank frames falls by `LEAST_FALL`. Otherwise nothing is tuned.
 """
 
 from __future__ import annotations
@@ -27,13 +29,16 @@ from fpspeech.pruning import Applied, PruningError
 from fpspeech.pruning.evolution import Evolution, evolve
 from fpspeech.pruning.gains import Gains
 from fpspeech.pruning.own_words import Places, Spelling, expected_loss, fitted
-from fpspeech.pruning.search import SURE, confirmed
+from fpspeech.pruning.search import CONFIDENCE, SURE, confirmed
 from fpspeech.pruning.uncertainty import uncertainty
 from fpspeech.signals import collapsed, hear, json_number
 
 UNCERTAINTY = 2.0
 """Weight of how unsure the model is, beside the loss of the speaker's own words. Alone it is no
 guide: it makes some people's words surer and wrong (docs/results.md)."""
+
+LEAST_FALL = 0.04
+"""Share by which the entropy must fall where it confirms."""
 
 MOST_SECONDS = 600.0
 """Audio that is kept in memory to evolve and to confirm on, in seconds."""
@@ -73,7 +78,6 @@ class EvolvedFrontEnd:
             "loss_other_half": [round(each, 6) for each in self.loss],
             "entropy_other_half": [json_number(round(each, 6)) for each in self.entropy],
             "probability_better": self.probability,
-            "confidence_wanted": SURE,
             "seconds_listened": round(self.seconds, 1),
             "reason": self.reason,
         }
@@ -161,8 +165,10 @@ def evolve_front_end(
         tuned = hear(model, held_back, words=True)
     before, after = plain.losses, tuned.losses
     sure, probability = confirmed(*_shares(after, before), wanted=SURE, seed=seed)
+    surer, _ = confirmed(tuned.uncertainties, plain.uncertainties, wanted=SURE, seed=seed)
+    surer = surer and tuned.entropy <= (1 - LEAST_FALL) * plain.entropy
     reason = collapsed(tuned, plain)
-    if reason is None and not sure:
+    if reason is None and not (sure or (surer and probability > CONFIDENCE)):
         reason = "not confirmed on the other half"
     return EvolvedFrontEnd(
         values=gains.values(point) if reason is None else {},
