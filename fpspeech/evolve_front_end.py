@@ -248,8 +248,7 @@ def _batches(model: SpeechModel, windows: Sequence[Tensor]) -> list[Batch]:
     batches: list[list[int]] = []
     for number in sorted(range(len(windows)), key=lambda each: len(windows[each])):
         longest = CUT_SECONDS * model.sampling_rate
-        if batches and len(batches[-1]) < BATCH:
-            longest += len(windows[batches[-1][0]])
+        longest += len(windows[batches[-1][0]]) if batches else 0
         if batches and len(batches[-1]) < BATCH and len(windows[number]) <= longest:
             batches[-1].append(number)
         else:

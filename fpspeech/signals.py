@@ -10,7 +10,7 @@ What each can tell, and what not:
   fooled in the same ways.
 - loss of the speaker's own words (CTC models, see `fpspeech.pruning.own_words`): how badly what is
   heard fits the words that the model keeps writing for this speaker. Of what was tried it alone
-  told who is harmed by growing surer (docs/results.md); it needs some minutes in which words recur.
+  told who is harmed by growing surer (docs/results.md); it needs words that recur.
 - log-probability of what was written, per position: much the same, and it sees blank frames too.
 - length of the text, compression ratio (within windows and of all) and outputs cut at the cap:
   the guard. They tell a collapse to silence, to a loop or to one text, nothing finer.

@@ -11,6 +11,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2Processor
 from fpspeech.models import ModelError, find_model, load_speech_model
 from fpspeech.pruning import Observer, apply_masks, select_layers
 from fpspeech.pruning.gains import Gains
+from fpspeech.pruning.own_words import Spelling, written
 
 WINDOWS = [
     torch.from_numpy(np.random.default_rng(seed).standard_normal(size)).float()
@@ -111,6 +112,20 @@ def test_transcribe_equals_the_processor_by_hand(model):
     expected = processor.batch_decode(logits.argmax(-1))[0]
     assert model.transcribe(WINDOWS[:1]).text == expected
     assert expected, "the tiny model should hear something"
+
+
+def test_posteriors_of_windows_of_one_length_are_those_of_each_and_spell_what_it_writes(model):
+    windows = [WINDOWS[0], WINDOWS[1][:9_000]]
+    together = model.log_posteriors(windows)
+    assert float(together.exp().sum(-1).sub(1).abs().max()) < 1e-5
+    vocabulary = model.processor.tokenizer.get_vocab()
+    letters = {number: symbol for symbol, number in vocabulary.items()}
+    for window, found in zip(windows, together, strict=True):
+        torch.testing.assert_close(found, model.log_posteriors([window])[0], atol=1e-4, rtol=0)
+        words = written(model.log_posteriors([window])[0], model.spelling)
+        spelt = " ".join("".join(letters[symbol] for symbol in word) for word in words)
+        assert spelt == model.transcribe([window]).text
+    assert model.spelling == Spelling(vocabulary["<pad>"], vocabulary["|"])
 
 
 def test_windows_of_one_recording_are_joined_by_a_space(model):

@@ -242,6 +242,12 @@ def test_average_log_probability_is_that_of_the_teacher_forced_logits(model, win
     assert decoded.average_log_probability == pytest.approx(chosen.mean().item(), abs=1e-4)
 
 
+def test_it_has_no_posteriors_of_frames(model, windows):
+    assert model.spelling is None
+    with pytest.raises(ModelError, match="no posteriors of frames"):
+        model.log_posteriors(windows[:1])
+
+
 def test_windows_of_a_recording_are_joined_and_those_at_the_cap_counted(model, windows):
     alone = [model.transcribe([window]) for window in windows]
     together = model.transcribe(iter(windows))
