@@ -265,9 +265,6 @@ def _batches(model: SpeechModel, windows: Sequence[Tensor]) -> list[Batch]:
 def _drawn(batches: Sequence[Batch], sampling_rate: int, seed: str) -> list[Batch]:
     """Some of the batches, the same for the same seed, with `DRAWN_SECONDS` of audio at least."""
     shuffled = random.Random(seed).sample(range(len(batches)), len(batches))
-    drawn: list[Batch] = []
-    for number in shuffled:
-        if sum(each.windows.numel() for each in drawn) >= DRAWN_SECONDS * sampling_rate:
-            break
-        drawn.append(batches[number])
-    return drawn
+    windows = (batches[number].windows for number in shuffled)
+    enough = len(first_seconds(windows, DRAWN_SECONDS, sampling_rate))
+    return [batches[number] for number in shuffled[:enough]]

@@ -113,6 +113,7 @@ def test_a_half_that_confirms_is_never_evolved_on(model, windows, monkeypatch):
 
     for batch in heard[:last]:
         assert all(is_of(each, windows[::2]) for each in batch)
+    assert heard[last:]
     for batch in heard[last:]:
         assert all(is_of(each, windows[1::2]) for each in batch)
     assert [step for step, _ in steps] == [1, 2, 3, 4]

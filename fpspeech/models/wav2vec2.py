@@ -171,7 +171,7 @@ class Wav2Vec2:
 
     def hypothesis(self, window: Tensor, along: Sequence[int] | None = None) -> Hypothesis:
         """The best path of one window; its posteriors need no tokens to go along."""
-        posteriors = self.logits(window).log_softmax(-1)  # (frames, vocabulary)
+        posteriors = self.log_posteriors([window])[0]  # (frames, vocabulary)
         best = posteriors.max(-1)
         informative = best.indices.ne(self.blank)
         entropy = -(posteriors.exp() * posteriors).sum(-1)
