@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,15 @@ from fpspeech.pruning import Replay, Site
 
 MAX_NEW_TOKENS = 224
 """Tokens a window's output may have: half the text context of 448, as in openai/whisper."""
+
+ENGLISH_TOKENS_PER_SECOND = 10.0
+"""Tokens that English may have a second of a window, beside `ENGLISH_TOKENS` at least.
+
+Fast speech has some seven. A model that is stuck in a loop stops there and not at 224; Moonshine
+(arXiv 2410.15608) is run with six for the same reason.
+"""
+
+ENGLISH_TOKENS = 10
 
 BATCH = 16
 """Windows that are transcribed together."""
@@ -57,7 +67,8 @@ class Whisper:
     and for the task "transcribe": what a pruned model does wrong is seen, not sampled away. The
     loop is its own, since transformers' `generate` runs for ever on a model damaged enough to
     write timestamps unasked (it waits for them to move its window); elsewhere both agree.
-    prompt: the tokens every output starts from, shape (1, tokens).
+    prompt: the tokens every output starts from, shape (1, tokens). An output has no more tokens
+    than `most_tokens`.
     """
 
     family = "whisper"
@@ -81,6 +92,7 @@ class Whisper:
         self.prompt = torch.tensor([prompt], device=network.device)
         longest = int(network.config.max_target_positions) - len(prompt)
         self.max_new_tokens = min(MAX_NEW_TOKENS, longest)
+        self.english = _code(language) == "en"
 
     @classmethod
     def load(
@@ -252,13 +264,25 @@ class Whisper:
         texts = [self._text(each) for each in decoded]
         return Transcript(" ".join(filter(None, texts)), sum(each.at_cap for each in decoded))
 
+    def most_tokens(self, window: Tensor) -> int:
+        """Tokens the output may have for a window of samples, shape (samples,), the end included.
+
+        English: `ENGLISH_TOKENS` and `ENGLISH_TOKENS_PER_SECOND`, `max_new_tokens` at most. Other
+        languages: `max_new_tokens`, since some scripts take several tokens a letter.
+        """
+        if not self.english:
+            return self.max_new_tokens
+        seconds = window.numel() / self.sampling_rate
+        spoken = ENGLISH_TOKENS + math.ceil(ENGLISH_TOKENS_PER_SECOND * seconds)
+        return min(self.max_new_tokens, spoken)
+
     @torch.inference_mode()
     def decode(self, windows: Sequence[Tensor]) -> list[Decoded]:
         """Greedy outputs for windows of float32 samples, shape (samples,), in one batch.
 
         Raises ModelError when a window is longer than `window_seconds`.
         """
-        return self._decoded(self._encoded(windows), len(windows))
+        return self._decoded(self._encoded(windows), [self.most_tokens(each) for each in windows])
 
     @torch.inference_mode()
     def hypothesis(self, window: Tensor, along: Sequence[int] | None = None) -> Hypothesis:
@@ -268,7 +292,7 @@ class Whisper:
         instead of its own. Raises ModelError when the window is longer than `window_seconds`.
         """
         encoded = self._encoded([window])
-        (decoded,) = self._decoded(encoded, 1)
+        (decoded,) = self._decoded(encoded, [self.most_tokens(window)])
         posteriors = None
         if along is not None:
             fed = torch.cat([self.prompt[0], self.prompt.new_tensor(along[:-1])]).unsqueeze(0)
@@ -288,8 +312,9 @@ class Whisper:
     def _encoded(self, windows: Sequence[Tensor]) -> Any:
         return self.network.model.encoder(self._features(windows))
 
-    def _decoded(self, encoded: Any, size: int) -> list[Decoded]:
-        """Greedy outputs for `size` encoded windows."""
+    def _decoded(self, encoded: Any, most: Sequence[int]) -> list[Decoded]:
+        """Greedy outputs for encoded windows, of so many tokens each at most."""
+        size = len(most)
         ends = self.prompt.new_tensor(_end_tokens(self.network))
         suppressed, suppressed_at_first = self._suppressed()
         fed = self.prompt.repeat(size, 1)  # (B, prompt), then (B, 1)
@@ -298,8 +323,10 @@ class Whisper:
         log_probability = torch.zeros(size, device=fed.device)
         entropy = torch.zeros(size, device=fed.device)
         going = torch.ones_like(lengths, dtype=torch.bool)
+        cut = torch.zeros_like(going)
+        caps = lengths.new_tensor(most)
         cache = None
-        while len(written) < self.max_new_tokens and bool(going.any()):
+        while bool(going.any()):
             output = self.network(
                 encoder_outputs=encoded,
                 decoder_input_ids=fed,
@@ -317,17 +344,19 @@ class Whisper:
             entropy -= (posteriors.exp() * posteriors).nan_to_num(0).sum(-1) * going
             lengths += going
             going = going & ~torch.isin(token, ends)
+            cut |= going & (lengths == caps)
+            going = going & ~cut
             written.append(token)
             fed = token.unsqueeze(1)
         rows = torch.stack(written, 1).tolist()
         return [
-            Decoded(tuple(row[:length]), total, nats, cut)
-            for row, length, total, nats, cut in zip(
+            Decoded(tuple(row[:length]), total, nats, at_cap)
+            for row, length, total, nats, at_cap in zip(
                 rows,
                 lengths.tolist(),
                 log_probability.tolist(),
                 entropy.tolist(),
-                going.tolist(),
+                cut.tolist(),
                 strict=True,
             )
         ]
@@ -426,6 +455,11 @@ def _check_processor(
         )
 
 
+def _code(language: str) -> str:
+    name = language.strip().lower().replace("_", "-").split("-")[0]  # pt-BR is pt
+    return TO_LANGUAGE_CODE.get(name, name)
+
+
 def _prompt(
     source: Source, network: WhisperForConditionalGeneration, tokenizer: Any, language: str
 ) -> list[int]:
@@ -439,8 +473,7 @@ def _prompt(
     multilingual = getattr(settings, "is_multilingual", None)
     if multilingual is None:
         multilingual = bool(languages) or network.config.vocab_size >= _MULTILINGUAL_VOCABULARY
-    name = language.strip().lower().replace("_", "-").split("-")[0]  # pt-BR is pt
-    code = TO_LANGUAGE_CODE.get(name, name)
+    code = _code(language)
     start = settings.decoder_start_token_id
     prompt = [int(network.config.decoder_start_token_id if start is None else start)]
     if multilingual:

@@ -322,6 +322,46 @@ def test_decoding_ends_where_stock_generate_would_not(folder, windows, tmp_path)
     assert model.transcribe(windows[:1]) == Transcript("", at_cap=1)
 
 
+@pytest.fixture
+def endless(folder, tmp_path):
+    """A checkpoint that may not end its text: only a cap ends it."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "generation_config.json"
+    settings = json.loads(path.read_text())
+    settings["suppress_tokens"] = [*settings["suppress_tokens"], settings["eos_token_id"]]
+    path.write_text(json.dumps(settings))
+    return tmp_path
+
+
+def test_a_loop_in_english_goes_on_as_long_as_fast_speech_could(endless):
+    """Ten tokens and ten a second, begun ones too; each window of a batch has its own cap."""
+    model = load_speech_model(endless, device="cpu")
+    windows = [torch.ones(samples) for samples in (8_000, 4_000, 1, 4_801, 30 * RATE)]
+    lengths = [15, 13, 11, 14, 20]
+    assert model.max_new_tokens == 20
+    together = model.decode(windows)
+    assert [len(each.tokens) for each in together] == lengths
+    assert all(each.at_cap for each in together)
+    for window, decoded in zip(windows, together, strict=True):
+        assert model.hypothesis(window).tokens == decoded.tokens
+        assert model.hypothesis(window).log_probability == pytest.approx(
+            decoded.log_probability, rel=1e-4
+        )
+    german = load_speech_model(endless, device="cpu", language="de")
+    assert [len(each.tokens) for each in german.decode(windows)] == [20] * 5
+
+
+def test_an_output_that_ends_with_its_last_token_is_not_cut(model, windows, monkeypatch):
+    decoded = model.decode(windows)
+    place = next(i for i, each in enumerate(decoded) if not each.at_cap and len(each.tokens) > 1)
+    ended = decoded[place]
+    for most, cut in ((len(ended.tokens), False), (len(ended.tokens) - 1, True)):
+        monkeypatch.setattr(model, "max_new_tokens", most)
+        (decoded,) = model.decode(windows[place : place + 1])
+        assert decoded.tokens == ended.tokens[:most]
+        assert decoded.at_cap is cut
+
+
 def test_a_window_over_30_seconds_is_refused_not_cut(model):
     assert model.window_seconds == 30.0
     with pytest.raises(ModelError, match=r"at most 30 s at once, found 30\.10 s"):
