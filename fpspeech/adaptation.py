@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fpspeech.adapt_head import adapt_head
 from fpspeech.allocate import (
     ALLOCATED_GROUPS,
     allocate,
@@ -194,6 +195,11 @@ def adapt_to(
             evolved = evolve_front_end(model, stream, seed=config.pruning.seed, listener=listener)
         normalized = replace(normalized, values={**normalized.values, **evolved.values})
         account = {**account, "evolution": evolved.as_json()}
+    if config.adapt_head:
+        with normalized.apply(model):
+            head = adapt_head(model, stream, seed=config.pruning.seed, listener=listener)
+        normalized = replace(normalized, values={**normalized.values, **head.values})
+        account = {**account, "head": head.as_json()}
     sequential = config.pruning.order == "sequential"
     heard = Heard()
     if not sequential or config.allocation != "uniform":
@@ -218,7 +224,8 @@ def adapt_to(
 
 def before_pruning(config: Config) -> tuple[object, ...]:
     """What is done to the model before it is listened to: methods alike in it share a listening."""
-    return config.normalize, config.full_covariance, config.search_objective, config.evolve
+    normalization = config.normalize, config.full_covariance, config.search_objective
+    return *normalization, config.evolve, config.adapt_head
 
 
 def require_generic(config: Config, generic: Generic | None, products: Container[str] = ()) -> None:

@@ -133,6 +133,14 @@ Evolve = Annotated[
         "keeps saying (CTC models; minutes to an hour, whatever the amount of audio).",
     ),
 ]
+AdaptHead = Annotated[
+    bool,
+    typer.Option(
+        "--adapt-head",
+        help="Fit the output layer, without labels, to the words that the speaker keeps saying "
+        "(CTC models; under a minute; nothing is changed where few words recur).",
+    ),
+]
 FullCovariance = Annotated[
     bool,
     typer.Option("--full-covariance", help="Match whole covariances, not each feature's variance."),
@@ -210,6 +218,7 @@ def personalize(
     ] = 24,
     search_objective: SearchObjective = "entropy",
     evolve: Evolve = False,
+    adapt_head: AdaptHead = False,
     generic: GenericFile = None,
     component: Component = [],
     exclude: Exclude = [],
@@ -330,6 +339,7 @@ def personalize(
         search_budget=search_budget,
         search_objective=search_objective,
         evolve=evolve,
+        adapt_head=adapt_head,
         allocation=allocation,
         automatic=automatic,
     )
@@ -620,8 +630,8 @@ def compare(
         typer.Option(
             "--method",
             help="A score and what goes with it: an update, an order, an allocation, bias, "
-            "shrunk, normalized, evolved, such as obs+least_squares+owl; @another or @generic "
-            "calibrates on other people (repeatable).",
+            "shrunk, normalized, evolved, head, such as obs+least_squares+owl; @another or "
+            "@generic calibrates on other people (repeatable).",
         ),
     ] = ["obs+least_squares+owl", "fine_pruning", "magnitude", "random"],
     sparsity: Annotated[list[float], typer.Option("--sparsity", help="Sparsity (repeatable).")] = [

@@ -30,10 +30,11 @@ class Config:
     `search_normalization`) or strengths such as "features=1,layer0=0.5". full_covariance: whether
     whole covariances are matched. search_budget: the most evaluations of a search.
     search_objective: what the search for a normalisation lowers, one of `OBJECTIVES`. evolve:
-    whether the front end of a CTC model is tuned, see `evolve_front_end`. allocation:
-    how the sparsity is spread over the layers of a speech model, one of `ALLOCATIONS`; no effect
-    where the group of `pruning` decides itself what each layer loses. automatic: whether
-    the sparsity of `pruning` was, or is to be, found on unlabeled audio, see `find_sparsity`.
+    whether the front end of a CTC model is tuned, see `evolve_front_end`. adapt_head: whether its
+    output layer is, see `fpspeech.adapt_head`. allocation: how the sparsity is spread over the
+    layers of a speech model, one of `ALLOCATIONS`; no effect where the group of `pruning` decides
+    itself what each layer loses. automatic: whether the sparsity of `pruning` was, or is to be,
+    found on unlabeled audio, see `find_sparsity`.
     """
 
     pruning: PruningConfig = field(default_factory=PruningConfig)
@@ -50,6 +51,7 @@ class Config:
     search_budget: int = 24
     search_objective: str = "entropy"
     evolve: bool = False
+    adapt_head: bool = False
     allocation: str = "owl"
     automatic: bool = False
 

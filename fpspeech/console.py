@@ -187,6 +187,10 @@ def show_personal(
         before, after = account["loss_other_half"]
         better = f"yes: loss {before:.3f} -> {after:.3f} on held-back audio"
         table.add_row("evolved", better if account["evolved"] else f"no: {account['reason']}")
+    if (account := report.get("head")) is not None:
+        before, after = account["loss_other_half"]
+        better = f"yes: loss {before:.3f} -> {after:.3f} on held-back audio"
+        table.add_row("output layer", better if account["adapted"] else f"no: {account['reason']}")
     if (account := report.get("allocation")) is not None:
         before, after = account["divergence_other_half"]
         closer = f"searched: divergence {before:.3f} -> {after:.3f} on held-back audio"

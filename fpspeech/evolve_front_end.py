@@ -28,7 +28,7 @@ from fpspeech.normalize import Normalized
 from fpspeech.pruning import Applied, PruningError
 from fpspeech.pruning.evolution import Evolution, evolve
 from fpspeech.pruning.gains import Gains
-from fpspeech.pruning.own_words import Places, Spelling, expected_loss, fitted
+from fpspeech.pruning.own_words import Places, Spelling, as_shares, expected_loss, fitted
 from fpspeech.pruning.search import CONFIDENCE, SURE, confirmed
 from fpspeech.pruning.uncertainty import uncertainty
 from fpspeech.signals import collapsed, hear, json_number
@@ -164,7 +164,7 @@ def evolve_front_end(
     with in_force(point):
         tuned = hear(model, held_back, words=True)
     before, after = plain.losses, tuned.losses
-    sure, probability = confirmed(*_shares(after, before), wanted=SURE, seed=seed)
+    sure, probability = confirmed(*as_shares(after, before), wanted=SURE, seed=seed)
     surer, _ = confirmed(tuned.uncertainties, plain.uncertainties, wanted=SURE, seed=seed)
     surer = surer and tuned.entropy <= (1 - LEAST_FALL) * plain.entropy
     reason = collapsed(tuned, plain)
@@ -177,17 +177,6 @@ def evolve_front_end(
         probability=probability,
         seconds=seconds,
         reason=reason,
-    )
-
-
-def _shares(after: Sequence[float], before: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Both losses of each window as shares of their mean plus the usual: no few windows rule."""
-    usual = fmean(before)
-    scales = [(one + other) / 2 + usual for one, other in zip(after, before, strict=True)]
-    scales = [scale or 1.0 for scale in scales]
-    return (
-        [loss / scale for loss, scale in zip(after, scales, strict=True)],
-        [loss / scale for loss, scale in zip(before, scales, strict=True)],
     )
 
 

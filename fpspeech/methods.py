@@ -14,8 +14,9 @@ from fpspeech.pruning.config import ORDERS, UPDATES
 
 OWN = "own"
 CALIBRATIONS = (OWN, "another", "generic")
-NORMALIZED, EVOLVED, BIAS, SHRUNK = "normalized", "evolved", "bias", "shrunk"
-_WORDS = (*UPDATES, *ORDERS, *ALLOCATIONS, NORMALIZED, EVOLVED, BIAS, SHRUNK)
+NORMALIZED, EVOLVED, HEAD = "normalized", "evolved", "head"
+BIAS, SHRUNK = "bias", "shrunk"
+_WORDS = (*UPDATES, *ORDERS, *ALLOCATIONS, NORMALIZED, EVOLVED, HEAD, BIAS, SHRUNK)
 
 
 def pruning_of(method: str, pruning: PruningConfig) -> PruningConfig:
@@ -34,15 +35,17 @@ def config_of(method: str, config: Config) -> Config:
     """The settings of a method; what its name does not say stays as in `config`.
 
     But without an update the kept weights stay as they are, without an allocation every layer
-    loses the same share, and without "normalized" and "evolved" nothing of either is done. Words:
-    an update, an order, an allocation, "bias" (`PruningConfig.bias`), "shrunk" (automatic
-    shrinkage), "normalized" (as `config` says, or else searched) and "evolved" (the front end).
+    loses the same share, and what comes before pruning is done only where it is said. Words: an
+    update, an order, an allocation, "bias" (`PruningConfig.bias`), "shrunk" (automatic shrinkage),
+    "normalized" (as `config` says, or else searched), "evolved" (the front end) and "head" (the
+    output layer).
     Raises PruningError for names that are not known.
     """
     score, *words = method.partition("@")[0].split("+")
     calibration_of(method)
     pruning = replace(config.pruning, score=score, update="none")
-    changed = replace(config, normalize="none", evolve=False, allocation="uniform")
+    changed = replace(config, normalize="none", evolve=False, adapt_head=False)
+    changed = replace(changed, allocation="uniform")
     for word in words:
         if word in UPDATES:
             pruning = replace(pruning, update=word)
@@ -59,6 +62,8 @@ def config_of(method: str, config: Config) -> Config:
             changed = replace(changed, normalize="search" if given == "none" else given)
         elif word == EVOLVED:
             changed = replace(changed, evolve=True)
+        elif word == HEAD:
+            changed = replace(changed, adapt_head=True)
         else:
             raise PruningError(
                 f"the method {method!r} says {word!r}, which is not known: expected words among "

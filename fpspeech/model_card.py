@@ -70,6 +70,7 @@ def _what(base: Mapping[str, Any], config: Config, report: Mapping[str, Any]) ->
         + (f"The moments of {matched} BatchNorms are matched to the base's. " if matched else "")
         + _normalized(report.get("normalization"))
         + _evolved(report.get("evolution"))
+        + _adapted_head(report.get("head"))
         + _answers(report.get("output_prior"))
         + f"SHA-256 of the base weights: `{base['sha256']}`."
     )
@@ -87,6 +88,12 @@ def _evolved(account: Mapping[str, Any] | None) -> str:
     if account is None or not account["evolved"]:
         return ""
     return "Its front end is tuned to the speaker, without labels and by values alone. "
+
+
+def _adapted_head(account: Mapping[str, Any] | None) -> str:
+    if account is None or not account["adapted"]:
+        return ""
+    return "Its output layer is fitted, without labels, to words that the speaker keeps saying. "
 
 
 def _answers(prior: Mapping[str, Any] | None) -> str:

@@ -176,6 +176,18 @@ def test_the_front_end_is_evolved_and_what_came_of_it_is_said(capsys, here, spee
         assert f"evolved no: {account['reason']}" in squeezed(out)
 
 
+def test_the_output_layer_is_adapted_and_what_came_of_it_is_said(capsys, here, speech, tiny_group):
+    given = ("--speaker", "ann", "--audio", speech, "--model", tiny_group, "--adapt-head")
+    code, out, err = run(capsys, "personalize", *given)
+    assert code == 0, err
+    account = Personal.load(here / "personal" / "ann").report["head"]
+    if account["adapted"]:
+        before, after = account["loss_other_half"]
+        assert f"output layer yes: loss {before:.3f} -> {after:.3f} on held-back" in squeezed(out)
+    else:
+        assert f"output layer no: {account['reason']}" in squeezed(out)
+
+
 def test_what_was_normalised_is_said(capsys, here, speech, tiny_group):
     make_generic(capsys, speech, tiny_group, "numbers.safetensors")
     code, out, _ = run(
@@ -186,11 +198,18 @@ def test_what_was_normalised_is_said(capsys, here, speech, tiny_group):
     assert "normalised features 1, layer0 0.5" in squeezed(out)
 
 
-def test_a_whisper_cannot_be_evolved_and_it_is_said_at_once(capsys, here, speech, tmp_path):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--evolve", "front end cannot be evolved"),
+        ("--adapt-head", "output layer cannot be adapted"),
+    ],
+)
+def test_what_needs_a_ctc_model_refuses_a_whisper(capsys, here, speech, tmp_path, option, message):
     model = tiny_whisper(tmp_path / "whisper")
     code, _, err = run(
-        capsys, "personalize", "--speaker", "ann", "--audio", speech, "--model", model, "--evolve"
+        capsys, "personalize", "--speaker", "ann", "--audio", speech, "--model", model, option
     )
     assert code == 1
-    assert "front end cannot be evolved" in squeezed(err)
+    assert message in squeezed(err)
     assert not (here / "personal").exists()

@@ -27,6 +27,8 @@ EVERYTHING = Config(
     full_covariance=True,
     search_budget=7,
     search_objective="uncertainty",
+    evolve=True,
+    adapt_head=True,
     allocation="owl",
     automatic=True,
 )
@@ -39,7 +41,8 @@ def test_everything_survives_a_file():
 
 def test_settings_of_an_older_version_have_the_defaults_of_what_it_did_not_know():
     written = json.loads(json.dumps(Config().as_json()))
-    for name in ("normalize", "full_covariance", "search_objective", "allocation", "automatic"):
+    later = ("normalize", "full_covariance", "search_objective", "evolve", "adapt_head")
+    for name in (*later, "allocation", "automatic"):
         del written[name]
     for name in ("bias", "shrinkage", "order"):
         del written["pruning"][name]

@@ -1,5 +1,7 @@
 """Names of methods: every word, what is left alone, and errors that name the word."""
 
+from dataclasses import replace
+
 import pytest
 
 from fpspeech.config import Config
@@ -58,6 +60,14 @@ def test_evolved_tunes_the_front_end_normalised_or_not():
     assert not config_of("obs", Config(evolve=True)).evolve
 
 
+def test_head_fits_the_output_layer_whatever_the_front_end():
+    assert config_of("obs+head", Config()) == replace(config_of("obs", Config()), adapt_head=True)
+    both = config_of("obs+evolved+head", Config())
+    assert both.adapt_head
+    assert both.evolve
+    assert not config_of("obs", Config(adapt_head=True)).adapt_head
+
+
 def test_words_go_in_any_order():
     words = ["least_squares", "owl", "normalized", "bias"]
     found = config_of("obs+" + "+".join(words), GIVEN)
@@ -96,6 +106,13 @@ def test_pruning_alone_for_those_who_have_no_more():
     pruning = PruningConfig(sparsity=0.3)
     assert pruning_of("obs+least_squares+bias", pruning) == PruningConfig(sparsity=0.3, bias=True)
     assert pruning_of("wanda+uniform", pruning).score == "wanda"
-    for method in ("obs+owl", "obs+normalized", "obs+evolved", "obs@another", "obs@generic"):
+    for method in (
+        "obs+owl",
+        "obs+normalized",
+        "obs+evolved",
+        "obs+head",
+        "obs@another",
+        "obs@generic",
+    ):
         with pytest.raises(PruningError, match="only methods for speech do"):
             pruning_of(method, pruning)

@@ -14,6 +14,7 @@ ADAPTATION = [
     "normalize.py",
     "search_normalization.py",
     "evolve_front_end.py",
+    "adapt_head.py",
     "allocate.py",
     "adaptation.py",
     "auto_sparsity.py",

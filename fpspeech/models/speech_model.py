@@ -80,6 +80,10 @@ class SpeechModel(PretrainedModel, Protocol):
     def spelling(self) -> Spelling | None:
         """What are no letters of a CTC model; None for others, which have no `gains`."""
 
+    @property
+    def head(self) -> str | None:
+        """Name of the output layer of a CTC model, whose input are frames; None for others."""
+
     def log_posteriors(self, windows: Sequence[Tensor]) -> Tensor:
         """Those of a CTC model for windows of one length, shape (windows, frames, symbols).
 

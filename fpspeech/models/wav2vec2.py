@@ -78,6 +78,11 @@ class Wav2Vec2:
         return Spelling(self.blank, self.processor.tokenizer.word_delimiter_token_id)
 
     @property
+    def head(self) -> str:
+        """The output layer."""
+        return "lm_head"
+
+    @property
     def exclusions(self) -> Mapping[str, str]:
         """The first convolution, which reads ten samples an output, and the output layer."""
         return {

@@ -143,6 +143,11 @@ class Whisper:
         """None: it is no CTC model."""
         return None
 
+    @property
+    def head(self) -> None:
+        """None: its output layer is the embedding of its tokens too."""
+        return None
+
     def log_posteriors(self, windows: Sequence[Tensor]) -> Tensor:
         """Raises ModelError: its posteriors go along tokens, not along frames."""
         raise ModelError(f"{self.source.id}: a Whisper has no posteriors of frames")

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -100,13 +101,16 @@ def own_words(recordings: Sequence[Tensor], spelling: Spelling) -> list[Places]:
     texts = [written(each, spelling) for each in recordings]
     counts: Mapping[Word, float] = Counter(word for text in texts for word in text)
     near = _nearest(counts)
+    found: list[dict[Text, Tensor]] = [{} for _ in recordings]  # likelihoods: priors alone change
     for _ in range(ROUNDS):
         log_prior = _log_prior(counts)
         heard: Counter[Word] = Counter()
         chosen = []
-        for recording, text in zip(recordings, texts, strict=True):
+        for recording, text, known in zip(recordings, texts, found, strict=True):
             places = _places(text, near, log_prior, spelling)
-            likely = posterior(likelihoods(recording[None], [places], spelling), [places])
+            if text not in known:
+                known[text] = likelihoods(recording[None], [places], spelling)
+            likely = posterior(known[text], [places])
             best: list[tuple[float, Word]] = [(-1.0, ())] * len(text)
             for place, word, share in zip(
                 places.places.tolist(), places.words, likely.tolist(), strict=True
@@ -137,10 +141,23 @@ def expected_loss(
     """
     found = likelihoods(log_posteriors, recordings, spelling)
     expected = -posterior(found, recordings) * found
-    owner = _owner(recordings)
+    owner = owner_of_texts(recordings)
     places = torch.tensor([each.count for each in recordings])
     total = torch.zeros(len(recordings), dtype=found.dtype).index_add(0, owner, expected)
     return total / places
+
+
+def slopes(found: Tensor, recordings: Sequence[Places]) -> Tensor:
+    """The derivative of a recording's `expected_loss` by the log-likelihood of each of its texts.
+
+    found: from `likelihoods`, shape (texts of all,). With E the expectation under q in a place,
+    and a recording of n places: -q(w) · (1 + τ (log p(w) - E log p)) / n, since a likelihood
+    changes q too. Returns shape (texts of all,).
+    """
+    likely, place = posterior(found, recordings), _place(recordings)
+    mean = torch.zeros(int(place.max()) + 1).index_add(0, place, likely * found)
+    counts = torch.tensor([each.count for each in recordings])[owner_of_texts(recordings)]
+    return -likely * (1 + TEMPER * (found - mean[place])) / counts
 
 
 def fitted(recordings: Sequence[Tensor], spelling: Spelling) -> tuple[list[Places], list[float]]:
@@ -156,14 +173,52 @@ def fitted(recordings: Sequence[Tensor], spelling: Spelling) -> tuple[list[Place
     return said, losses
 
 
-def likelihoods(log_posteriors: Tensor, recordings: Sequence[Places], spelling: Spelling) -> Tensor:
-    """Log-likelihood under CTC of every text of every recording, shape (texts of all,)."""
-    targets = [row for each in recordings for row in each.targets]
-    frames = log_posteriors.shape[1]
+def different_words(
+    log_posteriors: Sequence[Tensor], recordings: Sequence[Places], spelling: Spelling
+) -> float:
+    """How many words are in use: e to the entropy of their shares under q, in all places.
+
+    As many as there are if all are said equally often, fewer if some are said rarely (the number of
+    species of Hill 1973, order 1). log_posteriors: of each recording, shape (frames, classes).
+    """
+    counts: Counter[Word] = Counter()
+    for heard, places in zip(log_posteriors, recordings, strict=True):
+        likely = posterior(likelihoods(heard[None], [places], spelling), [places])
+        for word, share in zip(places.words, likely.tolist(), strict=True):
+            counts[word] += share
+    shares = torch.tensor([*counts.values()])
+    shares = shares[shares > 0] / shares.sum()
+    return float((-shares * shares.log()).sum().exp())
+
+
+def as_shares(after: Sequence[float], before: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Both losses of each recording as shares of their mean plus the usual: no few of them rule."""
+    usual = fmean(before)
+    scales = [(one + other) / 2 + usual for one, other in zip(after, before, strict=True)]
+    scales = [scale or 1.0 for scale in scales]
+    return (
+        [loss / scale for loss, scale in zip(after, scales, strict=True)],
+        [loss / scale for loss, scale in zip(before, scales, strict=True)],
+    )
+
+
+def likelihoods(
+    log_posteriors: Tensor,
+    recordings: Sequence[Places],
+    spelling: Spelling,
+    frames: Tensor | None = None,
+) -> Tensor:
+    """Log-likelihood under CTC of every text of every recording, shape (texts of all,).
+
+    frames: how many count of each recording, shape (recordings,); all where it is not given.
+    """
+    owner = owner_of_texts(recordings)
+    if frames is None:
+        frames = torch.full((len(recordings),), log_posteriors.shape[1])
     losses = ctc_loss(
-        log_posteriors.float().cpu()[_owner(recordings)].transpose(0, 1),
-        pad_sequence(targets, batch_first=True),
-        torch.full((len(targets),), frames),
+        log_posteriors.float().cpu()[owner].transpose(0, 1),
+        all_targets(recordings),
+        frames[owner],
         torch.cat([each.lengths for each in recordings]),
         blank=spelling.blank,
         reduction="none",
@@ -174,17 +229,27 @@ def likelihoods(log_posteriors: Tensor, recordings: Sequence[Places], spelling: 
 def posterior(found: Tensor, recordings: Sequence[Places]) -> Tensor:
     """q of the formula for every text, from log-likelihoods; adds up to 1 in every place."""
     scores = TEMPER * found + torch.cat([each.log_prior for each in recordings])
-    place, offset = [], 0
-    for each in recordings:
-        place.append(each.places + offset)
-        offset += each.count
-    index = torch.cat(place)
-    most = torch.full((offset,), -torch.inf).scatter_reduce(0, index, scores, "amax")
+    index = _place(recordings)
+    places = int(index.max()) + 1
+    most = torch.full((places,), -torch.inf).scatter_reduce(0, index, scores, "amax")
     shares = (scores - most[index]).exp()
-    return shares / torch.zeros(offset).index_add(0, index, shares)[index]
+    return shares / torch.zeros(places).index_add(0, index, shares)[index]
 
 
-def _owner(recordings: Sequence[Places]) -> Tensor:
+def _place(recordings: Sequence[Places]) -> Tensor:
+    """Which place of all recordings each text is for, shape (texts of all,)."""
+    counts = torch.tensor([each.count for each in recordings])
+    before = counts.cumsum(0) - counts  # places of the recordings before it
+    return torch.cat([each.places for each in recordings]) + before[owner_of_texts(recordings)]
+
+
+def all_targets(recordings: Sequence[Places]) -> Tensor:
+    """The symbols of each text, shape (texts of all, longest)."""
+    return pad_sequence([row for each in recordings for row in each.targets], batch_first=True)
+
+
+def owner_of_texts(recordings: Sequence[Places]) -> Tensor:
+    """Which recording each text is of, from 0, shape (texts of all,)."""
     sizes = torch.tensor([len(each.words) for each in recordings])
     return torch.arange(len(recordings)).repeat_interleave(sizes)
 

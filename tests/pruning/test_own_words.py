@@ -12,11 +12,13 @@ from fpspeech.pruning.own_words import (
     TEMPER,
     Places,
     Spelling,
+    different_words,
     expected_loss,
     fitted,
     likelihoods,
     own_words,
     posterior,
+    slopes,
     written,
 )
 
@@ -112,6 +114,42 @@ def test_lowering_it_raises_the_likelihood_and_the_information():
     information = (q * (q.log() - prior)).sum()
     loss = expected_loss(log_posteriors[None], [one], SPELLING)[0]
     torch.testing.assert_close(TEMPER * loss, -marginal - information)
+
+
+def test_different_words_are_those_of_equal_shares():
+    """e to the entropy: three words said 3, 2 and 1 times, each heard for sure."""
+    sure = [
+        torch.full((2, 5), -30.0).index_fill(1, torch.tensor([symbol]), 0.0)
+        for symbol in (A, A, A, B, B, C)
+    ]
+    anything = places_of([(0, [A], 0.0), (0, [B], 0.0), (0, [C], 0.0)])
+    shares = [3 / 6, 2 / 6, 1 / 6]
+    expected = math.exp(-sum(share * math.log(share) for share in shares))
+    assert different_words(sure, [anything] * 6, SPELLING) == pytest.approx(expected, rel=1e-3)
+    assert different_words(sure[::3], [anything] * 2, SPELLING) == pytest.approx(2, rel=1e-3)
+
+
+def test_the_slopes_are_the_derivative_of_the_loss():
+    said = [places_of(TEXTS), places_of([(0, [C], math.log(0.3)), (0, [A, B], math.log(0.6))])]
+    log_posteriors = torch.stack([random_posteriors(5, seed=1), random_posteriors(5, seed=2)])
+    found = likelihoods(log_posteriors, said, SPELLING).double()
+
+    def loss(values):
+        total, start = 0.0, 0
+        for each in said:
+            here = values[start : start + len(each.words)]
+            start += len(each.words)
+            for place in range(each.count):
+                at = each.places == place
+                q = (TEMPER * here[at] + each.log_prior[at].double()).softmax(0)
+                total = total - (q * here[at]).sum() / each.count
+        return total
+
+    for text in range(len(found)):
+        step = torch.zeros_like(found)
+        step[text] = 1e-4
+        difference = float(loss(found + step) - loss(found - step)) / 2e-4
+        assert float(slopes(found.float(), said)[text]) == pytest.approx(difference, abs=1e-3)
 
 
 def test_a_text_longer_than_the_recording_is_impossible():

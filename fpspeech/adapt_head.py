@@ -1,0 +1,170 @@
+"""The output layer of a CTC model fitted to the words a speaker keeps saying, then confirmed.
+
+It is fitted to the speaker's own words in one half of the recordings (`head_fit`), a round at a
+time. How many rounds are good the *other* half tells: by the loss of what the model as it was took
+it for. Words found anew by the fitted model would not tell, since it writes surely what it has
+learnt by heart. If the loss of no round is lower in more than `SURE` of the paired bootstrap draws,
+nothing is changed; else it is fitted to all recordings, as many rounds. Nor is anything changed if
+the model then collapses, or uses fewer different words than before: of somebody who is heard too
+badly, words are taken for others, and fitting to that merges them. So it pays where words recur,
+such as digits, commands and names, and leaves alone where they do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor, nn
+
+from fpspeech.listening import Interrupted, Listener, first_seconds
+from fpspeech.models import SpeechModel
+from fpspeech.normalize import Normalized
+from fpspeech.pruning import PruningError
+from fpspeech.pruning.head_fit import Head, fitted_heads
+from fpspeech.pruning.own_words import (
+    Places,
+    Spelling,
+    as_shares,
+    different_words,
+    expected_loss,
+    fitted,
+)
+from fpspeech.pruning.search import SURE, confirmed
+from fpspeech.signals import collapsed, hear
+
+MOST_SECONDS = 600.0
+"""Audio that is listened to, in seconds."""
+
+ROUNDS = 3
+"""Of fitting, at most."""
+
+LEAST_WORDS = 0.95
+"""Share of the different words that must be left."""
+
+
+@dataclass(frozen=True)
+class AdaptedHead:
+    """What fitting the output layer came to.
+
+    values: its weight and bias, by their names in the state dict; none where it was not confirmed.
+    loss: of the other half, before and after: the mean of `expected_loss` over its windows.
+    words: `different_words` of all windows, before and after. probability: that the loss is lower
+    after. rounds: of fitting. reason: why nothing is changed, or None.
+    """
+
+    values: Mapping[str, Tensor] = field(repr=False)
+    loss: tuple[float, float]
+    words: tuple[float, float]
+    probability: float
+    rounds: int
+    reason: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a report."""
+        return {
+            "adapted": self.reason is None,
+            "loss_other_half": [round(each, 6) for each in self.loss],
+            "different_words": [round(each, 2) for each in self.words],
+            "probability_better": self.probability,
+            "rounds": self.rounds,
+            "reason": self.reason,
+        }
+
+
+def adapt_head(
+    model: SpeechModel,
+    windows: Iterable[Tensor],
+    *,
+    seed: int = 0,
+    listener: Listener | None = None,
+) -> AdaptedHead:
+    """Fits the output layer to the speaker of these windows, float32 samples, shape (samples,).
+
+    The model is left as it was. Raises PruningError for a model that is no CTC model and with fewer
+    than two windows, Interrupted after `listener.stop()`.
+    """
+    spelling, name = model.spelling, model.head
+    if spelling is None or name is None:
+        raise PruningError(
+            f"{model.source.id} is a {model.family} model, whose output layer cannot be adapted: "
+            "expected a CTC model such as Wav2Vec2; leave --adapt-head away"
+        )
+    heard = first_seconds(windows, MOST_SECONDS, model.sampling_rate)
+    if len(heard) < 2:
+        raise PruningError(
+            "adapting the output layer needs two windows of audio or more, one half to fit and one "
+            f"to confirm, found {len(heard)}: give more recordings, or cut a long one"
+        )
+    layer = model.network.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    recordings = _inputs(model, layer, heard, listener or Listener())
+    weight = layer.weight.detach().float().cpu()
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().float()
+    plain = Head(weight, bias.cpu())
+
+    posteriors = [plain.log_posteriors(each) for each in recordings]
+    said, _ = fitted(posteriors, spelling)
+    held_back, meant = recordings[1::2], said[1::2]
+    before = _losses(plain, held_back, meant, spelling)
+    after, rounds = before, 0
+    heads = fitted_heads(recordings[::2], plain, spelling, ROUNDS)
+    for number, head in enumerate(heads, start=1):
+        losses = _losses(head, held_back, meant, spelling)
+        if fmean(as_shares(losses, before)[0]) < fmean(as_shares(after, before)[0]):
+            after, rounds = losses, number
+    sure, probability = confirmed(*as_shares(after, before), wanted=SURE, seed=seed)
+    values: dict[str, Tensor] = {}
+    reason: str | None = "not confirmed on the other half"
+    words_after = words_before = different_words(posteriors, said, spelling)
+    if sure:
+        *_, head = fitted_heads(recordings, plain, spelling, rounds)
+        values = {f"{name}.weight": head.weight}
+        if layer.bias is not None:
+            values[f"{name}.bias"] = head.bias
+        with Normalized(values).apply(model):
+            tuned = hear(model, heard)
+        reason = collapsed(tuned, hear(model, heard))
+        posteriors = [head.log_posteriors(each) for each in recordings]
+        words_after = different_words(posteriors, fitted(posteriors, spelling)[0], spelling)
+        if reason is None and words_after < LEAST_WORDS * words_before:
+            reason = "words of the speaker would be taken for each other"
+    return AdaptedHead(
+        values=values if reason is None else {},
+        loss=(fmean(before), fmean(after)),
+        words=(words_before, words_after),
+        probability=probability,
+        rounds=rounds,
+        reason=reason,
+    )
+
+
+def _inputs(
+    model: SpeechModel, layer: nn.Linear, windows: Sequence[Tensor], listener: Listener
+) -> list[Tensor]:
+    """What the layer reads of each window, shape (frames, features)."""
+    found: list[Tensor] = []
+
+    def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.append(inputs[0][0].float().cpu().clone())
+
+    handle = layer.register_forward_pre_hook(read)
+    try:
+        for window in windows:
+            if listener.stop():
+                raise Interrupted("stopped while listening for the output layer")
+            model.log_posteriors([window])
+    finally:
+        handle.remove()
+    return found
+
+
+def _losses(
+    head: Head, recordings: Sequence[Tensor], said: Sequence[Places], spelling: Spelling
+) -> list[float]:
+    return [
+        float(expected_loss(head.log_posteriors(each).unsqueeze(0), [places], spelling))
+        for each, places in zip(recordings, said, strict=True)
+    ]
