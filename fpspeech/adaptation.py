@@ -190,16 +190,8 @@ def adapt_to(
     normalized = Normalized()
     if generic is not None and normalization.active:
         normalized = normalize(model, stream, normalization, generic)
-    if config.evolve:
-        with normalized.apply(model):
-            evolved = evolve_front_end(model, stream, seed=config.pruning.seed, listener=listener)
-        normalized = replace(normalized, values={**normalized.values, **evolved.values})
-        account = {**account, "evolution": evolved.as_json()}
-    if config.adapt_head:
-        with normalized.apply(model):
-            head = adapt_head(model, stream, seed=config.pruning.seed, listener=listener)
-        normalized = replace(normalized, values={**normalized.values, **head.values})
-        account = {**account, "head": head.as_json()}
+    normalized, found = _tuned(model, stream, config, normalized, listener)
+    account = {**account, **found}
     sequential = config.pruning.order == "sequential"
     heard = Heard()
     if not sequential or config.allocation != "uniform":
@@ -220,6 +212,38 @@ def adapt_to(
     return Adaptation(
         model, tuple(layers), utterances, heard, normalized, account, generic, listener, seconds
     )
+
+
+def _tuned(
+    model: SpeechModel,
+    stream: WindowStream,
+    config: Config,
+    normalized: Normalized,
+    listener: Listener | None,
+) -> tuple[Normalized, dict[str, Any]]:
+    """The front end evolved and the output layer fitted behind it, as `config` says; an account.
+
+    Evolving makes the model fit the words that it hears, wrong ones too. So the output layer is
+    fitted behind the evolved front end only where that was good before it evolved.
+    """
+    account: dict[str, Any] = {}
+    seed = config.pruning.seed
+    head = None
+    if config.adapt_head:
+        with normalized.apply(model):
+            head = adapt_head(model, stream, seed=seed, listener=listener)
+    if config.evolve:
+        with normalized.apply(model):
+            evolved = evolve_front_end(model, stream, seed=seed, listener=listener)
+        account["evolution"] = evolved.as_json()
+        normalized = replace(normalized, values={**normalized.values, **evolved.values})
+        if head is not None and head.values and evolved.values:
+            with normalized.apply(model):
+                head = adapt_head(model, stream, seed=seed, listener=listener)
+    if head is not None:
+        account["head"] = head.as_json()
+        normalized = replace(normalized, values={**normalized.values, **head.values})
+    return normalized, account
 
 
 def before_pruning(config: Config) -> tuple[object, ...]:

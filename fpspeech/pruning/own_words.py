@@ -173,22 +173,22 @@ def fitted(recordings: Sequence[Tensor], spelling: Spelling) -> tuple[list[Place
     return said, losses
 
 
-def different_words(
+def as_written(
     log_posteriors: Sequence[Tensor], recordings: Sequence[Places], spelling: Spelling
 ) -> float:
-    """How many words are in use: e to the entropy of their shares under q, in all places.
+    """The share of the words that the model writes which are the likeliest of the own words too.
 
-    As many as there are if all are said equally often, fewer if some are said rarely (the number of
-    species of Hill 1973, order 1). log_posteriors: of each recording, shape (frames, classes).
+    log_posteriors: of each recording, shape (frames, classes), for which `own_words` found its
+    places. Low for somebody who is heard so badly that most has to be guessed.
     """
-    counts: Counter[Word] = Counter()
-    for heard, places in zip(log_posteriors, recordings, strict=True):
-        likely = posterior(likelihoods(heard[None], [places], spelling), [places])
-        for word, share in zip(places.words, likely.tolist(), strict=True):
-            counts[word] += share
-    shares = torch.tensor([*counts.values()])
-    shares = shares[shares > 0] / shares.sum()
-    return float((-shares * shares.log()).sum().exp())
+    same = places = 0
+    for heard, said in zip(log_posteriors, recordings, strict=True):
+        likely = posterior(likelihoods(heard[None], [said], spelling), [said])
+        for place, word in enumerate(written(heard, spelling)):
+            shares = likely.masked_fill(said.places != place, -1)
+            same += said.words[int(shares.argmax())] == word
+            places += 1
+    return same / places
 
 
 def as_shares(after: Sequence[float], before: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from fpspeech import Config, load_speech_model
+from fpspeech.adapt_head import adapt_head
 from fpspeech.adaptation import pruning_for
 from fpspeech.corpora import read_utterances, read_windows
 from fpspeech.demo import demo_folder, demo_model
@@ -180,6 +181,12 @@ def evolving(model: SpeechModel, heard: Windows) -> dict[str, float | None]:
     return measure(model, lambda: evolve_front_end(model, windows, Evolution(steps=1)))
 
 
+def head(model: SpeechModel, heard: Windows) -> dict[str, float | None]:
+    """Fits the output layer to these recordings: all rounds on one half, and then on all."""
+    windows = [window for each in heard for window in each]
+    return measure(model, lambda: adapt_head(model, windows))
+
+
 def lora(model: SpeechModel, heard: Windows) -> dict[str, float | None]:
     """Transcribes every window once and trains on that."""
 
@@ -234,6 +241,7 @@ WAYS: dict[str, Callable[[SpeechModel, Windows], dict[str, float | None]]] = {
     "pruning and update": pruning,
     PERSONAL: personal,
     EVOLVING: evolving,
+    "fitting the output layer": head,
     "LoRA on pseudo-labels": lora,
     SUTA: suta,
 }

@@ -12,7 +12,7 @@ from fpspeech.pruning.own_words import (
     TEMPER,
     Places,
     Spelling,
-    different_words,
+    as_written,
     expected_loss,
     fitted,
     likelihoods,
@@ -116,17 +116,32 @@ def test_lowering_it_raises_the_likelihood_and_the_information():
     torch.testing.assert_close(TEMPER * loss, -marginal - information)
 
 
-def test_different_words_are_those_of_equal_shares():
-    """e to the entropy: three words said 3, 2 and 1 times, each heard for sure."""
-    sure = [
-        torch.full((2, 5), -30.0).index_fill(1, torch.tensor([symbol]), 0.0)
-        for symbol in (A, A, A, B, B, C)
-    ]
-    anything = places_of([(0, [A], 0.0), (0, [B], 0.0), (0, [C], 0.0)])
-    shares = [3 / 6, 2 / 6, 1 / 6]
-    expected = math.exp(-sum(share * math.log(share) for share in shares))
-    assert different_words(sure, [anything] * 6, SPELLING) == pytest.approx(expected, rel=1e-3)
-    assert different_words(sure[::3], [anything] * 2, SPELLING) == pytest.approx(2, rel=1e-3)
+def test_as_written_counts_the_words_that_stay_what_they_are():
+    """Ten times B; C once, which is next to B both in spelling and in sound."""
+
+    def heard(*symbols, doubt=30.0):
+        path = [frame for symbol in symbols for frame in (symbol, BLANK)]
+        found = torch.full((len(path), 5), -doubt)
+        return found.scatter(1, torch.tensor(path)[:, None], 0.0).log_softmax(-1)
+
+    recordings = [heard(B, END, A)] * 9 + [heard(B, END, C, doubt=3.0), heard(C, doubt=3.0)]
+    said = own_words(recordings, SPELLING)
+    texts = [written(each, SPELLING) for each in recordings]
+    assert texts[-2:] == [((B,), (C,)), ((C,),)]
+    changed = 0
+    for recording, places, text in zip(recordings, said, texts, strict=True):
+        likely = posterior(likelihoods(recording[None], [places], SPELLING), [places])
+        for place, word in enumerate(text):
+            best = max(
+                (float(share), other)
+                for share, other, there in zip(
+                    likely, places.words, places.places.tolist(), strict=True
+                )
+                if there == place
+            )
+            changed += best[1] != word
+    assert 0 < changed < 4
+    assert as_written(recordings, said, SPELLING) == pytest.approx(1 - changed / 21)
 
 
 def test_the_slopes_are_the_derivative_of_the_loss():
