@@ -186,12 +186,7 @@ def adapt_to(
     started = time.perf_counter()
     require_generic(config, generic, products)
     stream = WindowStream(model, utterances, config.window_seconds)
-    normalization, account = _normalization(model, stream, config, generic)
-    normalized = Normalized()
-    if generic is not None and normalization.active:
-        normalized = normalize(model, stream, normalization, generic)
-    normalized, found = _tuned(model, stream, config, normalized, listener)
-    account = {**account, **found}
+    normalized, account = _tuned(model, stream, config, generic, listener)
     sequential = config.pruning.order == "sequential"
     heard = Heard()
     if not sequential or config.allocation != "uniform":
@@ -218,30 +213,33 @@ def _tuned(
     model: SpeechModel,
     stream: WindowStream,
     config: Config,
-    normalized: Normalized,
+    generic: Generic | None,
     listener: Listener | None,
-) -> tuple[Normalized, dict[str, Any]]:
-    """The front end evolved and the output layer fitted behind it, as `config` says; an account.
+) -> tuple[Normalized, Mapping[str, Any]]:
+    """What comes before pruning, as `config` says, and an account of it.
 
-    Evolving makes the model fit the words that it hears, wrong ones too. So the output layer is
-    fitted behind the evolved front end only where that was good before it evolved.
+    The features normalised, the front end evolved, then the output layer fitted. A model that was
+    made surer of itself fits the words that it hears, wrong ones too: so the layer is fitted behind
+    a changed front only where that was good before anything was changed.
     """
-    account: dict[str, Any] = {}
     seed = config.pruning.seed
     head = None
     if config.adapt_head:
-        with normalized.apply(model):
-            head = adapt_head(model, stream, seed=seed, listener=listener)
+        head = adapt_head(model, stream, seed=seed, listener=listener)
+    normalization, account = _normalization(model, stream, config, generic)
+    normalized = Normalized()
+    if generic is not None and normalization.active:
+        normalized = normalize(model, stream, normalization, generic)
     if config.evolve:
         with normalized.apply(model):
             evolved = evolve_front_end(model, stream, seed=seed, listener=listener)
-        account["evolution"] = evolved.as_json()
+        account = {**account, "evolution": evolved.as_json()}
         normalized = replace(normalized, values={**normalized.values, **evolved.values})
-        if head is not None and head.values and evolved.values:
+    if head is not None:
+        if head.values and normalized.values:
             with normalized.apply(model):
                 head = adapt_head(model, stream, seed=seed, listener=listener)
-    if head is not None:
-        account["head"] = head.as_json()
+        account = {**account, "head": head.as_json()}
         normalized = replace(normalized, values={**normalized.values, **head.values})
     return normalized, account
 

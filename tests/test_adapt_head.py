@@ -13,6 +13,7 @@ from fpspeech.adapt_head import ROUNDS, adapt_head
 from fpspeech.adaptation import adapt_to
 from fpspeech.corpora import read_utterances
 from fpspeech.demo import demo_folder, demo_model
+from fpspeech.generic import find_generic
 from fpspeech.listening import Interrupted, Listener, WindowStream
 from fpspeech.personalize import personalize, select_layers_of
 from fpspeech.pruning import PruningError, head_fit
@@ -224,6 +225,31 @@ def test_it_is_fitted_behind_the_evolved_front_end_where_that_was_good_before(
         assert (state["lm_head.weight"] == expected).all()
         assert torch.equal(state[FRONT], plain[FRONT] * (TUNED if evolves else 1))
     assert_unchanged(model, plain)
+
+
+@pytest.mark.parametrize(("before", "seen"), [(True, ["plain", "normalised"]), (False, ["plain"])])
+def test_nor_is_it_fitted_behind_normalised_features_where_it_was_no_good_before(
+    monkeypatch, before, seen
+):
+    model = load_speech_model(demo_model(), device="cpu")
+    utterances = [u for u in read_utterances(demo_folder(), speaker="felix") if u.split == "adapt"]
+    norm = "wav2vec2.feature_projection.layer_norm.bias"
+    plain = states(model)
+    heard = []
+
+    def fitted_head(model, windows, **options):
+        same = torch.equal(model.network.state_dict()[norm], plain[norm])
+        heard.append("plain" if same else "normalised")
+        values = {"lm_head.bias": plain["lm_head.bias"] + 1} if before else {}
+        return SimpleNamespace(values=values, as_json=lambda: {})
+
+    monkeypatch.setattr("fpspeech.adaptation.adapt_head", fitted_head)
+    config = Config(PruningConfig(update="none"), normalize="features=1", adapt_head=True)
+    layers = select_layers_of(model, config).layers
+    found = adapt_to(model, layers, utterances[:2], config, generic=find_generic(model, None))
+    assert heard == seen
+    assert ("lm_head.bias" in found.normalized.values) is before
+    assert norm in found.normalized.values
 
 
 def test_it_is_not_fitted_unasked(model, monkeypatch):
