@@ -54,7 +54,8 @@ class AdaptedHead:
     values: its weight and bias, by their names in the state dict; none where it was not confirmed.
     loss: of the other half, before and after: the mean of `expected_loss` over its windows.
     as_written: see `fpspeech.pruning.own_words.as_written`, before. probability: that the loss is
-    lower after. rounds: of fitting. reason: why nothing is changed, or None.
+    lower after. rounds: of fitting, 0 where none was good or none was tried. reason: why nothing is
+    changed, or None.
     """
 
     values: Mapping[str, Tensor] = field(repr=False)
@@ -109,19 +110,19 @@ def adapt_head(
 
     posteriors = [plain.log_posteriors(each) for each in recordings]
     said, _ = fitted(posteriors, spelling)
+    right = as_written(posteriors, said, spelling)
     held_back, meant = recordings[1::2], said[1::2]
     before = _losses(plain, held_back, meant, spelling)
     after, rounds = before, 0
-    heads = fitted_heads(recordings[::2], plain, spelling, ROUNDS)
-    for number, head in enumerate(heads, start=1):
+    tried = ROUNDS if right >= LEAST_AS_WRITTEN else 0
+    for number, head in enumerate(fitted_heads(recordings[::2], plain, spelling, tried), start=1):
         losses = _losses(head, held_back, meant, spelling)
         if fmean(as_shares(losses, before)[0]) < fmean(as_shares(after, before)[0]):
             after, rounds = losses, number
     sure, probability = confirmed(*as_shares(after, before), wanted=SURE, seed=seed)
     values: dict[str, Tensor] = {}
     reason: str | None = "not confirmed on the other half"
-    right = as_written(posteriors, said, spelling)
-    if right < LEAST_AS_WRITTEN:
+    if not tried:
         reason = f"only {right:.0%} of the words it writes are words of the speaker"
     elif sure:
         *_, head = fitted_heads(recordings, plain, spelling, rounds)

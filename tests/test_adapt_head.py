@@ -134,6 +134,7 @@ def test_who_is_heard_too_badly_is_left_alone(model, windows, monkeypatch, quick
     monkeypatch.setattr(module, "as_written", lambda *given: share)
     found = adapt_head(model, windows)
     assert found.as_written == share
+    assert used or found.rounds == 0
     assert bool(found.values) is used
     assert (found.reason is None) is used
     assert used or found.reason == "only 69% of the words it writes are words of the speaker"

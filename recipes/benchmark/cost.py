@@ -91,7 +91,7 @@ def table(options: argparse.Namespace) -> Iterator[str]:
         f"{one['seconds']:.2f} s | {one['cpu_seconds']:.2f} s | {megabytes(one)} |"
     )
     for way in list(WAYS)[1:]:
-        if way in (SUTA, EVOLVING) and not isinstance(model, Wav2Vec2):
+        if way in (SUTA, EVOLVING, HEAD) and not isinstance(model, Wav2Vec2):
             continue
         cost = measured(options, way)
         paid = "every use" if way in (SUTA, PERSONAL) else "once"
@@ -233,6 +233,7 @@ def measure(model: SpeechModel, run: Callable[[], object]) -> dict[str, float | 
 
 SUTA = "SUTA"
 EVOLVING = f"evolving the front end, one of {Evolution().steps} steps"
+HEAD = "fitting the output layer"
 PERSONAL = "inference, pruned"
 WAYS: dict[str, Callable[[SpeechModel, Windows], dict[str, float | None]]] = {
     "one inference pass": inference,
@@ -241,7 +242,7 @@ WAYS: dict[str, Callable[[SpeechModel, Windows], dict[str, float | None]]] = {
     "pruning and update": pruning,
     PERSONAL: personal,
     EVOLVING: evolving,
-    "fitting the output layer": head,
+    HEAD: head,
     "LoRA on pseudo-labels": lora,
     SUTA: suta,
 }
