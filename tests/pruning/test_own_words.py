@@ -12,6 +12,7 @@ from fpspeech.pruning.own_words import (
     TEMPER,
     Places,
     Spelling,
+    as_shares,
     as_written,
     expected_loss,
     fitted,
@@ -288,3 +289,10 @@ def test_distance_is_the_definition():
     words = [(), (A,), (A, B), (B, A, C), (A, B, C, A), (C, C, A)]
     for word, other in itertools.product(words, repeat=2):
         assert module._distance(word, other) == slow_distance(word, other)
+
+
+def test_losses_are_shares_of_their_mean_and_the_usual_loss():
+    after, before = as_shares([1.0, 4.0], [2.0, 6.0])
+    assert after == pytest.approx([1 / (1.5 + 4), 4 / (5 + 4)])
+    assert before == pytest.approx([2 / (1.5 + 4), 6 / (5 + 4)])
+    assert as_shares([0.0], [0.0]) == ([0.0], [0.0])
