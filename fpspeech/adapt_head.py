@@ -26,11 +26,9 @@ from fpspeech.normalize import Normalized
 from fpspeech.pruning import PruningError
 from fpspeech.pruning.head_fit import Head, fitted_heads
 from fpspeech.pruning.own_words import (
-    Places,
-    Spelling,
     as_shares,
     as_written,
-    expected_loss,
+    expected_losses,
     fitted,
 )
 from fpspeech.pruning.search import SURE, confirmed
@@ -109,14 +107,13 @@ def adapt_head(
     plain = Head(weight, bias.cpu())
 
     posteriors = [plain.log_posteriors(each) for each in recordings]
-    said, _ = fitted(posteriors, spelling)
+    said, losses = fitted(posteriors, spelling)
     right = as_written(posteriors, said, spelling)
-    held_back, meant = recordings[1::2], said[1::2]
-    before = _losses(plain, held_back, meant, spelling)
+    held_back, meant, before = recordings[1::2], said[1::2], losses[1::2]
     after, rounds = before, 0
     tried = ROUNDS if right >= LEAST_AS_WRITTEN else 0
     for number, head in enumerate(fitted_heads(recordings[::2], plain, spelling, tried), start=1):
-        losses = _losses(head, held_back, meant, spelling)
+        losses = expected_losses([head.log_posteriors(x) for x in held_back], meant, spelling)
         if fmean(as_shares(losses, before)[0]) < fmean(as_shares(after, before)[0]):
             after, rounds = losses, number
     sure, probability = confirmed(*as_shares(after, before), wanted=SURE, seed=seed)
@@ -160,12 +157,3 @@ def _inputs(
     finally:
         handle.remove()
     return found
-
-
-def _losses(
-    head: Head, recordings: Sequence[Tensor], said: Sequence[Places], spelling: Spelling
-) -> list[float]:
-    return [
-        float(expected_loss(head.log_posteriors(each).unsqueeze(0), [places], spelling))
-        for each, places in zip(recordings, said, strict=True)
-    ]

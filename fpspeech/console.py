@@ -183,14 +183,11 @@ def show_personal(
     if (account := report.get("normalization")) is not None:
         used = ", ".join(f"{name} {share:g}" for name, share in account["used"].items() if share)
         table.add_row("normalised", used or f"no: {account.get('reason') or 'nothing asked for'}")
-    if (account := report.get("evolution")) is not None:
-        before, after = account["loss_other_half"]
-        better = f"yes: loss {before:.3f} -> {after:.3f} on held-back audio"
-        table.add_row("evolved", better if account["evolved"] else f"no: {account['reason']}")
-    if (account := report.get("head")) is not None:
-        before, after = account["loss_other_half"]
-        better = f"yes: loss {before:.3f} -> {after:.3f} on held-back audio"
-        table.add_row("output layer", better if account["adapted"] else f"no: {account['reason']}")
+    for what, name in (("evolved", "evolution"), ("output layer", "head")):
+        if (account := report.get(name)) is not None:
+            before, after = account["loss_other_half"]
+            better = f"yes: loss {before:.3f} -> {after:.3f} on held-back audio"
+            table.add_row(what, f"no: {account['reason']}" if account["reason"] else better)
     if (account := report.get("allocation")) is not None:
         before, after = account["divergence_other_half"]
         closer = f"searched: divergence {before:.3f} -> {after:.3f} on held-back audio"

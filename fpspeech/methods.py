@@ -44,8 +44,9 @@ def config_of(method: str, config: Config) -> Config:
     score, *words = method.partition("@")[0].split("+")
     calibration_of(method)
     pruning = replace(config.pruning, score=score, update="none")
-    changed = replace(config, normalize="none", evolve=False, adapt_head=False)
-    changed = replace(changed, allocation="uniform")
+    changed = replace(
+        config, normalize="none", evolve=False, adapt_head=False, allocation="uniform"
+    )
     for word in words:
         if word in UPDATES:
             pruning = replace(pruning, update=word)

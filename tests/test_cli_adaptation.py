@@ -164,28 +164,25 @@ def test_compare_with_controls_and_forgetting(capsys, here, speech, tiny_group):
     assert "says 'nonsense'" in squeezed(err)
 
 
-def test_the_front_end_is_evolved_and_what_came_of_it_is_said(capsys, here, speech, tiny_group):
-    given = ("--speaker", "ann", "--audio", speech, "--model", tiny_group, "--evolve")
+@pytest.mark.parametrize(
+    ("option", "name", "done", "what"),
+    [
+        ("--evolve", "evolution", "evolved", "evolved"),
+        ("--adapt-head", "head", "adapted", "output layer"),
+    ],
+)
+def test_what_is_tuned_and_what_came_of_it_is_said(
+    capsys, here, speech, tiny_group, option, name, done, what
+):
+    given = ("--speaker", "ann", "--audio", speech, "--model", tiny_group, option)
     code, out, err = run(capsys, "personalize", *given)
     assert code == 0, err
-    account = Personal.load(here / "personal" / "ann").report["evolution"]
-    if account["evolved"]:
+    account = Personal.load(here / "personal" / "ann").report[name]
+    if account[done]:
         before, after = account["loss_other_half"]
-        assert f"evolved yes: loss {before:.3f} -> {after:.3f} on held-back" in squeezed(out)
+        assert f"{what} yes: loss {before:.3f} -> {after:.3f} on held-back" in squeezed(out)
     else:
-        assert f"evolved no: {account['reason']}" in squeezed(out)
-
-
-def test_the_output_layer_is_adapted_and_what_came_of_it_is_said(capsys, here, speech, tiny_group):
-    given = ("--speaker", "ann", "--audio", speech, "--model", tiny_group, "--adapt-head")
-    code, out, err = run(capsys, "personalize", *given)
-    assert code == 0, err
-    account = Personal.load(here / "personal" / "ann").report["head"]
-    if account["adapted"]:
-        before, after = account["loss_other_half"]
-        assert f"output layer yes: loss {before:.3f} -> {after:.3f} on held-back" in squeezed(out)
-    else:
-        assert f"output layer no: {account['reason']}" in squeezed(out)
+        assert f"{what} no: {account['reason']}" in squeezed(out)
 
 
 def test_what_was_normalised_is_said(capsys, here, speech, tiny_group):

@@ -111,13 +111,9 @@ def own_words(recordings: Sequence[Tensor], spelling: Spelling) -> list[Places]:
             if text not in known:
                 known[text] = likelihoods(recording[None], [places], spelling)
             likely = posterior(known[text], [places])
-            best: list[tuple[float, Word]] = [(-1.0, ())] * len(text)
-            for place, word, share in zip(
-                places.places.tolist(), places.words, likely.tolist(), strict=True
-            ):
+            for word, share in zip(places.words, likely.tolist(), strict=True):
                 heard[word] += share
-                best[place] = max(best[place], (share, word))
-            chosen.append(tuple(word for _, word in best))
+            chosen.append(_likeliest(places, likely))
         unchanged = chosen == texts
         texts, counts = chosen, heard
         if unchanged:
@@ -166,11 +162,20 @@ def fitted(recordings: Sequence[Tensor], spelling: Spelling) -> tuple[list[Place
     recordings: log-posteriors, each of shape (frames, classes).
     """
     said = own_words(recordings, spelling)
-    losses = [
+    return said, expected_losses(recordings, said, spelling)
+
+
+def expected_losses(
+    recordings: Sequence[Tensor], said: Sequence[Places], spelling: Spelling
+) -> list[float]:
+    """The `expected_loss` of each of recordings of any length.
+
+    recordings: log-posteriors, each of shape (frames, classes). said: what each may say.
+    """
+    return [
         float(expected_loss(recording[None], [places], spelling))
         for recording, places in zip(recordings, said, strict=True)
     ]
-    return said, losses
 
 
 def as_written(
@@ -181,14 +186,16 @@ def as_written(
     log_posteriors: of each recording, shape (frames, classes), for which `own_words` found its
     places. Low for somebody who is heard so badly that most has to be guessed.
     """
-    same = places = 0
-    for heard, said in zip(log_posteriors, recordings, strict=True):
-        likely = posterior(likelihoods(heard[None], [said], spelling), [said])
-        for place, word in enumerate(written(heard, spelling)):
-            shares = likely.masked_fill(said.places != place, -1)
-            same += said.words[int(shares.argmax())] == word
-            places += 1
-    return same / places
+    same = [
+        word == likeliest
+        for heard, places in zip(log_posteriors, recordings, strict=True)
+        for word, likeliest in zip(
+            written(heard, spelling),
+            _likeliest(places, _shares(heard, places, spelling)),
+            strict=True,
+        )
+    ]
+    return sum(same) / len(same)
 
 
 def as_shares(after: Sequence[float], before: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -234,6 +241,21 @@ def posterior(found: Tensor, recordings: Sequence[Places]) -> Tensor:
     most = torch.full((places,), -torch.inf).scatter_reduce(0, index, scores, "amax")
     shares = (scores - most[index]).exp()
     return shares / torch.zeros(places).index_add(0, index, shares)[index]
+
+
+def _shares(recording: Tensor, places: Places, spelling: Spelling) -> Tensor:
+    """q of every text of one recording, log-posteriors of shape (frames, classes)."""
+    return posterior(likelihoods(recording[None], [places], spelling), [places])
+
+
+def _likeliest(places: Places, shares: Tensor) -> Text:
+    """The word of the greatest share in each place."""
+    best: list[tuple[float, Word]] = [(-1.0, ())] * places.count
+    for place, word, share in zip(
+        places.places.tolist(), places.words, shares.tolist(), strict=True
+    ):
+        best[place] = max(best[place], (share, word))
+    return tuple(word for _, word in best)
 
 
 def _place(recordings: Sequence[Places]) -> Tensor:
@@ -316,7 +338,7 @@ def _spelt(text: Text, spelling: Spelling) -> Tensor:
 
 def _likely(recording: Tensor, places: Places, spelling: Spelling) -> Places:
     """The same without the words that are unlikely where they would stand."""
-    shares = posterior(likelihoods(recording[None], [places], spelling), [places])
+    shares = _shares(recording, places, spelling)
     kept = shares >= UNLIKELY
     lengths = places.lengths[kept]
     return Places(

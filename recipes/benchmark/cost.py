@@ -182,7 +182,7 @@ def evolving(model: SpeechModel, heard: Windows) -> dict[str, float | None]:
 
 
 def head(model: SpeechModel, heard: Windows) -> dict[str, float | None]:
-    """Fits the output layer to these recordings: all rounds on one half, and then on all."""
+    """Fits the output layer to these recordings: to one half and, where confirmed, to all."""
     windows = [window for each in heard for window in each]
     return measure(model, lambda: adapt_head(model, windows))
 
