@@ -13,18 +13,19 @@ where they do not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from fpspeech.listening import Interrupted, Listener, first_seconds
+from fpspeech.listening import Listener, first_seconds
 from fpspeech.models import SpeechModel
 from fpspeech.normalize import Normalized
+from fpspeech.output_layer import MOST_SECONDS, head_inputs, head_of, head_values
 from fpspeech.pruning import PruningError
-from fpspeech.pruning.head_fit import Head, fitted_heads
+from fpspeech.pruning.head_fit import fitted_heads
 from fpspeech.pruning.own_words import (
     as_shares,
     as_written,
@@ -33,9 +34,6 @@ from fpspeech.pruning.own_words import (
 )
 from fpspeech.pruning.search import SURE, confirmed
 from fpspeech.signals import collapsed, hear
-
-MOST_SECONDS = 600.0
-"""Audio that is listened to, in seconds."""
 
 ROUNDS = 3
 """Of fitting, at most."""
@@ -87,8 +85,8 @@ def adapt_head(
     The model is left as it was. Raises PruningError for a model that is no CTC model and with fewer
     than two windows, Interrupted after `listener.stop()`.
     """
-    spelling, name = model.spelling, model.head
-    if spelling is None or name is None:
+    spelling = model.spelling
+    if spelling is None or model.head is None:
         raise PruningError(
             f"{model.source.id} is a {model.family} model, whose output layer cannot be adapted: "
             "expected a CTC model such as Wav2Vec2; leave --adapt-head away"
@@ -99,12 +97,8 @@ def adapt_head(
             "adapting the output layer needs two windows of audio or more, one half to fit and one "
             f"to confirm, found {len(heard)}: give more recordings, or cut a long one"
         )
-    layer = model.network.get_submodule(name)
-    assert isinstance(layer, nn.Linear)
-    recordings = _inputs(model, layer, heard, listener or Listener())
-    weight = layer.weight.detach().float().cpu()
-    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().float()
-    plain = Head(weight, bias.cpu())
+    recordings = head_inputs(model, heard, listener)
+    plain = head_of(model)
 
     posteriors = [plain.log_posteriors(each) for each in recordings]
     said, losses = fitted(posteriors, spelling)
@@ -123,9 +117,7 @@ def adapt_head(
         reason = f"only {right:.0%} of the words it writes are words of the speaker"
     elif sure:
         *_, head = fitted_heads(recordings, plain, spelling, rounds)
-        values = {f"{name}.weight": head.weight}
-        if layer.bias is not None:
-            values[f"{name}.bias"] = head.bias
+        values = head_values(model, head)
         with Normalized(values).apply(model):
             tuned = hear(model, heard)
         reason = collapsed(tuned, hear(model, heard))
@@ -137,23 +129,3 @@ def adapt_head(
         rounds=rounds,
         reason=reason,
     )
-
-
-def _inputs(
-    model: SpeechModel, layer: nn.Linear, windows: Sequence[Tensor], listener: Listener
-) -> list[Tensor]:
-    """What the layer reads of each window, shape (frames, features)."""
-    found: list[Tensor] = []
-
-    def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.append(inputs[0][0].float().cpu().clone())
-
-    handle = layer.register_forward_pre_hook(read)
-    try:
-        for window in windows:
-            if listener.stop():
-                raise Interrupted("stopped while listening for the output layer")
-            model.log_posteriors([window])
-    finally:
-        handle.remove()
-    return found

@@ -2,7 +2,8 @@
 
 It goes in this order: normalise the speaker's early features (where asked, see `normalize`), stream
 the recordings through the normalised model once, spread the sparsity over its layers, prune and
-update. Nothing here reads a transcript, and the model is left as it was.
+update, then refit the output layer behind them. Nothing here reads a transcript, and the model is
+left as it was.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ from fpspeech.pruning import (
     PruningConfig,
     PruningError,
     prune_layers,
+    sparsity_of,
 )
 from fpspeech.pruning.allocation import Allocation
+from fpspeech.refit_head import DenseAnswers
 from fpspeech.search_allocation import SEARCH_SECONDS, search_allocation
 from fpspeech.search_normalization import search_normalization
 from fpspeech.sequential_listening import prune_while_listening
@@ -98,11 +101,28 @@ class Adaptation:
                 found = prune_layers(
                     self.layers, self.heard.statistics, pruning, self._generic_statistics
                 )
-            return _with_normalized(found, self.normalized, self.layers)
+            found = _with_normalized(found, self.normalized, self.layers)
+            return self._refitted(found) if config.refit_head else found
 
     def apply(self, pruned: PrunedLayers) -> Applied:
         """Puts it in force on the model; use as a context manager, or call `restore()`."""
         return pruned.apply(self.layers, self.model.network)
+
+    def _refitted(self, pruned: PrunedLayers) -> PrunedLayers:
+        """With the output layer of the pruned model; while the normalisation is in force."""
+        head = self.model.head
+        if head is None or head in pruned.masks or sparsity_of(pruned.masks) == 0:
+            return pruned
+        answers = self._dense_answers
+        with self.apply(pruned):
+            found = answers.refit_head()
+        self.account = {**self.account, "refit": found.as_json()}
+        return replace(pruned, values={**pruned.values, **found.values})
+
+    @cached_property
+    def _dense_answers(self) -> DenseAnswers:
+        """Of the model as it is in force when they are first asked for: normalised, dense."""
+        return DenseAnswers(self.model, WindowStream(self.model, self.utterances), self.listener)
 
     @property
     def _generic_statistics(self) -> Mapping[str, InputStatistics] | None:

@@ -141,6 +141,13 @@ AdaptHead = Annotated[
         "(CTC models; under a minute; nothing is changed where few words recur).",
     ),
 ]
+RefitHead = Annotated[
+    bool,
+    typer.Option(
+        help="Refit the output layer, behind the pruned layers, to what the dense model says "
+        "(CTC models; two more passes over at most ten minutes of audio)."
+    ),
+]
 FullCovariance = Annotated[
     bool,
     typer.Option("--full-covariance", help="Match whole covariances, not each feature's variance."),
@@ -219,6 +226,7 @@ def personalize(
     search_objective: SearchObjective = "entropy",
     evolve: Evolve = False,
     adapt_head: AdaptHead = False,
+    refit_head: RefitHead = True,
     generic: GenericFile = None,
     component: Component = [],
     exclude: Exclude = [],
@@ -340,6 +348,7 @@ def personalize(
         search_objective=search_objective,
         evolve=evolve,
         adapt_head=adapt_head,
+        refit_head=refit_head,
         allocation=allocation,
         automatic=automatic,
     )
@@ -630,10 +639,10 @@ def compare(
         typer.Option(
             "--method",
             help="A score and what goes with it: an update, an order, an allocation, bias, "
-            "shrunk, normalized, evolved, head, such as obs+least_squares+owl; @another or "
-            "@generic calibrates on other people (repeatable).",
+            "shrunk, normalized, evolved, head, refit, such as obs+least_squares+owl+refit; "
+            "@another or @generic calibrates on other people (repeatable).",
         ),
-    ] = ["obs+least_squares+owl", "fine_pruning", "magnitude", "random"],
+    ] = ["obs+least_squares+owl+refit", "fine_pruning", "magnitude", "random"],
     sparsity: Annotated[list[float], typer.Option("--sparsity", help="Sparsity (repeatable).")] = [
         0.3,
         0.5,

@@ -31,10 +31,11 @@ class Config:
     whole covariances are matched. search_budget: the most evaluations of a search.
     search_objective: what the search for a normalisation lowers, one of `OBJECTIVES`. evolve:
     whether the front end of a CTC model is tuned, see `evolve_front_end`. adapt_head: whether its
-    output layer is, see `fpspeech.adapt_head`. allocation: how the sparsity is spread over the
-    layers of a speech model, one of `ALLOCATIONS`; no effect where the group of `pruning` decides
-    itself what each layer loses. automatic: whether the sparsity of `pruning` was, or is to be,
-    found on unlabeled audio, see `find_sparsity`.
+    output layer is, see `fpspeech.adapt_head`. refit_head: whether that layer is refitted behind
+    pruned ones, where the family has one that can be, see `fpspeech.refit_head`. allocation: how
+    the sparsity is spread over the layers of a speech model, one of `ALLOCATIONS`; no effect where
+    the group of `pruning` decides itself what each layer loses. automatic: whether the sparsity of
+    `pruning` was, or is to be, found on unlabeled audio, see `find_sparsity`.
     """
 
     pruning: PruningConfig = field(default_factory=PruningConfig)
@@ -52,6 +53,7 @@ class Config:
     search_objective: str = "entropy"
     evolve: bool = False
     adapt_head: bool = False
+    refit_head: bool = True
     allocation: str = "owl"
     automatic: bool = False
 
@@ -116,6 +118,7 @@ class Config:
         return cls(
             **{
                 "allocation": "uniform",  # the only one there was before it was written down
+                "refit_head": False,  # nor was there this
                 **others,
                 "pruning": PruningConfig(**pruning),
                 "exclude": tuple(value["exclude"]),

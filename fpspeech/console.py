@@ -197,6 +197,10 @@ def show_personal(
         f"{report['pruned_weights']:,} of {report['prunable_weights']:,} weights "
         f"({report['sparsity']:.1%}); {report['parameters']:,} parameters in all",
     )
+    if (account := report.get("refit")) is not None:
+        before, after = account["divergence"]
+        nearer = f"{before:.3f} -> {after:.3f} nats from the dense model"
+        table.add_row("refitted", f"output layer: {nearer}")
     for exclusion in report["excluded"]:
         table.add_row("left dense", f"{exclusion['name']}: {escape(exclusion['reason'])}")
     table.add_row("took", f"{sum(report['wall_seconds'].values()):.1f} s")

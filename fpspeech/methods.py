@@ -14,14 +14,14 @@ from fpspeech.pruning.config import ORDERS, UPDATES
 
 OWN = "own"
 CALIBRATIONS = (OWN, "another", "generic")
-NORMALIZED, EVOLVED, HEAD = "normalized", "evolved", "head"
+NORMALIZED, EVOLVED, HEAD, REFIT = "normalized", "evolved", "head", "refit"
 BIAS, SHRUNK = "bias", "shrunk"
-_WORDS = (*UPDATES, *ORDERS, *ALLOCATIONS, NORMALIZED, EVOLVED, HEAD, BIAS, SHRUNK)
+_WORDS = (*UPDATES, *ORDERS, *ALLOCATIONS, NORMALIZED, EVOLVED, HEAD, REFIT, BIAS, SHRUNK)
 
 
 def pruning_of(method: str, pruning: PruningConfig) -> PruningConfig:
     """The pruning settings of a method; see `config_of`. Words of other settings are refused."""
-    config = Config(pruning=pruning, allocation="uniform")
+    config = Config(pruning=pruning, allocation="uniform", refit_head=False)
     found = config_of(method, config)
     if replace(found, pruning=pruning) != config or calibration_of(method) != OWN:
         raise PruningError(
@@ -37,15 +37,20 @@ def config_of(method: str, config: Config) -> Config:
     But without an update the kept weights stay as they are, without an allocation every layer
     loses the same share, and what comes before pruning is done only where it is said. Words: an
     update, an order, an allocation, "bias" (`PruningConfig.bias`), "shrunk" (automatic shrinkage),
-    "normalized" (as `config` says, or else searched), "evolved" (the front end) and "head" (the
-    output layer).
+    "normalized" (as `config` says, or else searched), "evolved" (the front end), "head" (the
+    output layer, to the speaker's words) and "refit" (the output layer, behind pruned layers).
     Raises PruningError for names that are not known.
     """
     score, *words = method.partition("@")[0].split("+")
     calibration_of(method)
     pruning = replace(config.pruning, score=score, update="none")
     changed = replace(
-        config, normalize="none", evolve=False, adapt_head=False, allocation="uniform"
+        config,
+        normalize="none",
+        evolve=False,
+        adapt_head=False,
+        refit_head=False,
+        allocation="uniform",
     )
     for word in words:
         if word in UPDATES:
@@ -65,6 +70,8 @@ def config_of(method: str, config: Config) -> Config:
             changed = replace(changed, evolve=True)
         elif word == HEAD:
             changed = replace(changed, adapt_head=True)
+        elif word == REFIT:
+            changed = replace(changed, refit_head=True)
         else:
             raise PruningError(
                 f"the method {method!r} says {word!r}, which is not known: expected words among "

@@ -71,6 +71,7 @@ def _what(base: Mapping[str, Any], config: Config, report: Mapping[str, Any]) ->
         + _normalized(report.get("normalization"))
         + _evolved(report.get("evolution"))
         + _adapted_head(report.get("head"))
+        + _refitted_head(report.get("refit"))
         + _answers(report.get("output_prior"))
         + f"SHA-256 of the base weights: `{base['sha256']}`."
     )
@@ -94,6 +95,12 @@ def _adapted_head(account: Mapping[str, Any] | None) -> str:
     if account is None or not account["adapted"]:
         return ""
     return "Its output layer is fitted, without labels, to words that the speaker keeps saying. "
+
+
+def _refitted_head(account: Mapping[str, Any] | None) -> str:
+    if account is None:
+        return ""
+    return "Its output layer is refitted to what the dense model says of the same recordings. "
 
 
 def _answers(prior: Mapping[str, Any] | None) -> str:

@@ -21,7 +21,7 @@ from fpspeech.pruning import PruningConfig
 from fpspeech.recipe import Name, Section
 from fpspeech.recipe_file import Module, distinct, read_yaml, validated
 
-METHODS = ("obs+least_squares+owl", "fine_pruning", "magnitude", "random")
+METHODS = ("obs+least_squares+owl+refit", "fine_pruning", "magnitude", "random")
 
 
 class CorpusSection(Section):

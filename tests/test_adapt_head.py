@@ -212,7 +212,8 @@ def test_it_is_fitted_behind_the_evolved_front_end_where_that_was_good_before(
 
     monkeypatch.setattr("fpspeech.adaptation.evolve_front_end", evolved)
     monkeypatch.setattr("fpspeech.adaptation.adapt_head", fitted_head)
-    config = Config(PruningConfig(sparsity=0.5, update="none"), evolve=True, adapt_head=True)
+    pruning = PruningConfig(sparsity=0.5, update="none")
+    config = Config(pruning, evolve=True, adapt_head=True, refit_head=False)
     layers = select_layers_of(model, config).layers
     found = adapt_to(model, layers, utterances[:2], config)
     assert seen == steps
@@ -267,7 +268,8 @@ def test_a_personal_model_carries_the_fitted_layer(model, found, monkeypatch, tm
         "fpspeech.adaptation.adapt_head",
         lambda given, stream, **options: found,
     )
-    config = Config(PruningConfig(sparsity=0.3, update="none"), adapt_head=True)
+    pruning = PruningConfig(sparsity=0.3, update="none")
+    config = Config(pruning, adapt_head=True, refit_head=False)
     personal = personalize(model, utterances[:2], config)
     assert personal.report["head"]["adapted"]
     expected = found.values["lm_head.weight"]

@@ -34,6 +34,7 @@ class Fake:
     sparsity: float = 0.0
     pruned: list[float] = field(default_factory=list)
     windows: list = field(default_factory=list)
+    account: dict = field(default_factory=dict)
 
     @property
     def model(self):

@@ -195,7 +195,7 @@ def test_compare_prints_and_writes_a_table(capsys, here, speech, tiny_group):
     lines = out.splitlines()
     assert lines[0] == "| speaker | method | no zeros | 50% zeros |"
     rows = [line.split(" | ")[:2] for line in lines[2:]]
-    methods = ("dense", "obs+least_squares+owl", "fine_pruning", "magnitude")
+    methods = ("dense", "obs+least_squares+owl+refit", "fine_pruning", "magnitude")
     assert rows[:4] == [["| ann", method] for method in methods]
     assert ["| all", "dense"] in rows
     assert (here / "table" / "table.md").read_text() == out.rstrip("\n") + "\n"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 import soundfile
@@ -9,6 +10,7 @@ from tiny_whisper import tiny_whisper
 
 from fpspeech import Personal
 from fpspeech.cli import main
+from fpspeech.model_card import personal_card
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
@@ -183,6 +185,23 @@ def test_what_is_tuned_and_what_came_of_it_is_said(
         assert f"{what} yes: loss {before:.3f} -> {after:.3f} on held-back" in squeezed(out)
     else:
         assert f"{what} no: {account['reason']}" in squeezed(out)
+
+
+@pytest.mark.parametrize("refits", [True, False])
+def test_that_the_output_layer_is_fitted_again_is_said(capsys, here, speech, tiny_group, refits):
+    given = ("--speaker", "ann", "--audio", speech, "--model", tiny_group)
+    option = () if refits else ("--no-refit-head",)
+    code, out, err = run(capsys, "personalize", *given, *option)
+    assert code == 0, err
+    personal = Personal.load(here / "personal" / "ann")
+    assert ("lm_head.weight" in personal.values) is refits
+    card = "Its output layer is refitted to what the dense model says"
+    written = personal_card(asdict(personal.base), personal.config, personal.report)
+    assert (card in written) is refits
+    assert ("from the dense model" in squeezed(out)) is refits
+    if refits:
+        before, after = personal.report["refit"]["divergence"]
+        assert f"{before:.3f} -> {after:.3f} nats from the dense model" in squeezed(out)
 
 
 def test_what_was_normalised_is_said(capsys, here, speech, tiny_group):

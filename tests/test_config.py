@@ -29,6 +29,7 @@ EVERYTHING = Config(
     search_objective="uncertainty",
     evolve=True,
     adapt_head=True,
+    refit_head=False,
     allocation="owl",
     automatic=True,
 )
@@ -46,8 +47,9 @@ def test_settings_of_an_older_version_have_the_defaults_of_what_it_did_not_know(
         del written[name]
     for name in ("bias", "shrinkage", "order"):
         del written["pruning"][name]
-    # Before there were allocations every layer lost the same share.
-    assert Config.from_json(written) == Config(allocation="uniform")
+    del written["refit_head"]
+    # Before there were allocations every layer lost the same share, and the output layer stayed.
+    assert Config.from_json(written) == Config(allocation="uniform", refit_head=False)
     with pytest.raises(TypeError, match="unknown settings"):
         Config.from_json({**written, "normalise": "none"})
 

@@ -68,6 +68,13 @@ def test_head_fits_the_output_layer_whatever_the_front_end():
     assert not config_of("obs", Config(adapt_head=True)).adapt_head
 
 
+def test_a_refitted_output_layer_is_a_word():
+    assert Config().refit_head
+    assert not config_of("obs", Config()).refit_head
+    refitted = replace(config_of("obs", Config()), refit_head=True)
+    assert config_of("obs+refit", Config()) == refitted
+
+
 def test_words_go_in_any_order():
     words = ["least_squares", "owl", "normalized", "bias"]
     found = config_of("obs+" + "+".join(words), GIVEN)

@@ -15,6 +15,8 @@ ADAPTATION = [
     "search_normalization.py",
     "evolve_front_end.py",
     "adapt_head.py",
+    "refit_head.py",
+    "output_layer.py",
     "allocate.py",
     "adaptation.py",
     "auto_sparsity.py",
