@@ -43,6 +43,7 @@ from fpspeech.pruning import (
     prune_layers,
 )
 from fpspeech.pruning.evolution import Evolution
+from fpspeech.refit_head import DenseAnswers
 
 Windows = Sequence[Sequence[Tensor]]
 """The consecutive windows of each recording."""
@@ -91,7 +92,7 @@ def table(options: argparse.Namespace) -> Iterator[str]:
         f"{one['seconds']:.2f} s | {one['cpu_seconds']:.2f} s | {megabytes(one)} |"
     )
     for way in list(WAYS)[1:]:
-        if way in (SUTA, EVOLVING, HEAD) and not isinstance(model, Wav2Vec2):
+        if way in (SUTA, EVOLVING, HEAD, REFIT) and not isinstance(model, Wav2Vec2):
             continue
         cost = measured(options, way)
         paid = "every use" if way in (SUTA, PERSONAL) else "once"
@@ -187,6 +188,17 @@ def head(model: SpeechModel, heard: Windows) -> dict[str, float | None]:
     return measure(model, lambda: adapt_head(model, windows))
 
 
+def refit(model: SpeechModel, heard: Windows) -> dict[str, float | None]:
+    """Asks the dense model what it says of these recordings, and refits the output layer to it."""
+    windows = [window for each in heard for window in each]
+
+    def run() -> None:
+        answers = DenseAnswers(model, windows)
+        answers.refit_head()
+
+    return measure(model, run)
+
+
 def lora(model: SpeechModel, heard: Windows) -> dict[str, float | None]:
     """Transcribes every window once and trains on that."""
 
@@ -234,6 +246,7 @@ def measure(model: SpeechModel, run: Callable[[], object]) -> dict[str, float | 
 SUTA = "SUTA"
 EVOLVING = f"evolving the front end, one of {Evolution().steps} steps"
 HEAD = "fitting the output layer"
+REFIT = "refitting it behind pruned layers"
 PERSONAL = "inference, pruned"
 WAYS: dict[str, Callable[[SpeechModel, Windows], dict[str, float | None]]] = {
     "one inference pass": inference,
@@ -243,6 +256,7 @@ WAYS: dict[str, Callable[[SpeechModel, Windows], dict[str, float | None]]] = {
     PERSONAL: personal,
     EVOLVING: evolving,
     HEAD: head,
+    REFIT: refit,
     "LoRA on pseudo-labels": lora,
     SUTA: suta,
 }

@@ -57,7 +57,7 @@ def test_what_needs_ctc_has_no_row_for_a_model_without_it(
     (tmp_path / "audio" / "ann").mkdir(parents=True)
     samples = [0.1, -0.1] * 4_000
     soundfile.write(tmp_path / "audio" / "ann" / "one.wav", samples, 16_000)
-    tried = (*list(cost.WAYS)[:2], cost.EVOLVING, cost.HEAD, cost.SUTA)
+    tried = (*list(cost.WAYS)[:2], cost.EVOLVING, cost.HEAD, cost.REFIT, cost.SUTA)
     monkeypatch.setattr(cost, "WAYS", {way: cost.WAYS[way] for way in tried})
     _, rows = table(capsys, monkeypatch, "--model", str(model), "--audio", str(tmp_path / "audio"))
     assert list(rows) == ["one inference pass", "listening, sums"]
