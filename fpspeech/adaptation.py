@@ -102,6 +102,7 @@ class Adaptation:
                     self.layers, self.heard.statistics, pruning, self._generic_statistics
                 )
             found = _with_normalized(found, self.normalized, self.layers)
+            self.account = {name: each for name, each in self.account.items() if name != "refit"}
             return self._refitted(found) if config.refit_head else found
 
     def apply(self, pruned: PrunedLayers) -> Applied:

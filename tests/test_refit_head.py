@@ -132,6 +132,14 @@ def test_nothing_pruned_is_nothing_to_refit(model, utterances):
     assert adaptation.account == {}
 
 
+def test_what_is_said_of_it_is_of_the_last_pruning_alone(model, utterances):
+    adaptation = adapted(model, utterances)
+    adaptation.prune(CONFIG)
+    assert "refit" in adaptation.account
+    adaptation.prune(replace(CONFIG, refit_head=False))
+    assert "refit" not in adaptation.account
+
+
 def test_in_sequential_order_too(model, utterances):
     config = replace(CONFIG, pruning=replace(CONFIG.pruning, order="sequential"))
     adaptation = adapted(model, utterances, config)
