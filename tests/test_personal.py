@@ -30,7 +30,8 @@ def utterances(speech):
 
 @pytest.fixture
 def personal(model, utterances):
-    return personalize(model, utterances, Config(pruning=MASK_ALONE, allocation="uniform"))
+    config = Config(pruning=MASK_ALONE, allocation="uniform", refit_head=False)
+    return personalize(model, utterances, config)
 
 
 def state(model):
