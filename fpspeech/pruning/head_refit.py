@@ -17,7 +17,7 @@ The second derivative is nowhere more than ½ (I - 11ᵀ/K) ⊗ Σ_t c_t x_t x_t
     W <- W - 2 G (Σ_t c_t x_t x_tᵀ + λ I)⁻¹
 
 lowers D, without a length of step to choose. There are `STEPS` of them from the old weights on, and
-λ is a share of the mean of the diagonal: more of either learns the recordings by heart.
+λ is a share of the mean of the diagonal: more steps, or less of λ, learn the recordings by heart.
 """
 
 from __future__ import annotations
@@ -31,8 +31,12 @@ from torch import Tensor
 from fpspeech.pruning.head_fit import Head
 
 STEPS = 25
-SMALLEST = -200.0  # log-posteriors of less count as this: 0 times infinity is none
+
 RIDGE = 0.1
+"""λ, as a share of the mean of the diagonal it is added to."""
+
+SMALLEST = -200.0
+"""Log-posteriors of less count as this, since nothing times infinity is no number."""
 
 
 @dataclass(frozen=True)
