@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jiwer
 import pytest
 import torch
+from unchanged import assert_unchanged, states
 
 from fpspeech import Config, Personal, PruningConfig, load_speech_model, merge
 from fpspeech import adapt_head as module
@@ -65,16 +66,6 @@ def found(model, windows):
 def quick(monkeypatch):
     """A few steps do where what they come to does not matter."""
     monkeypatch.setattr(head_fit, "STEPS", 3)
-
-
-def states(model):
-    return {name: each.clone() for name, each in model.network.state_dict().items()}
-
-
-def assert_unchanged(model, before):
-    state = model.network.state_dict()
-    assert all(torch.equal(state[name], each) for name, each in before.items())
-    assert not model.network.lm_head._forward_pre_hooks
 
 
 def wer(model, windows, said):

@@ -7,6 +7,7 @@ from itertools import cycle
 
 import pytest
 import torch
+from unchanged import assert_unchanged, states
 
 from fpspeech import Config, Personal, PruningConfig, load_speech_model, merge
 from fpspeech import evolve_front_end as module
@@ -53,15 +54,6 @@ def confirmed(monkeypatch):
         return replace(hear(model, windows), losses=(next(losses),) * len(windows))
 
     monkeypatch.setattr(module, "hear", heard)
-
-
-def states(model):
-    return {name: each.clone() for name, each in model.network.state_dict().items()}
-
-
-def assert_unchanged(model, before):
-    state = model.network.state_dict()
-    assert all(torch.equal(state[name], each) for name, each in before.items())
 
 
 def test_the_front_end_alone_is_tuned_and_the_model_is_left_as_it_was(model, windows, confirmed):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from unchanged import assert_unchanged, states
 
 from fpspeech import Config, Personal, PruningConfig, load_speech_model, merge
 from fpspeech import refit_head as module
@@ -29,16 +30,6 @@ def model(request):
 @pytest.fixture
 def utterances(speech):
     return read_utterances(speech, speaker="ann")[:5]
-
-
-def states(model):
-    return {name: each.clone() for name, each in model.network.state_dict().items()}
-
-
-def assert_unchanged(model, before):
-    after = model.network.state_dict()
-    assert all(torch.equal(after[name], each) for name, each in before.items())
-    assert not model.network.lm_head._forward_pre_hooks
 
 
 def adapted(model, utterances, config=CONFIG, **named):

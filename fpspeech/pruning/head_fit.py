@@ -54,6 +54,16 @@ class Head:
     weight: Tensor
     bias: Tensor
 
+    @classmethod
+    def of_point(cls, point: Tensor) -> Head:
+        """Undoes `point`."""
+        return cls(point[:, :-1].contiguous(), point[:, -1].contiguous())
+
+    @property
+    def point(self) -> Tensor:
+        """Weight and bias as one, shape (symbols, features + 1)."""
+        return torch.cat([self.weight, self.bias.unsqueeze(1)], 1)
+
     def log_posteriors(self, features: Tensor) -> Tensor:
         """Of inputs of shape (..., features), shape (..., symbols)."""
         return (features @ self.weight.T + self.bias).log_softmax(-1)
@@ -68,7 +78,7 @@ def fitted_heads(
     share of what it and the mean recording had at the beginning of the round, so that no few rule.
     """
     rate = RATE * float(head.weight.square().mean().sqrt())
-    point = torch.cat([head.weight, head.bias.unsqueeze(1)], 1)
+    point = head.point
     mean, square = torch.zeros_like(point), torch.zeros_like(point)
     for done in range(rounds):
         said, losses = fitted([head.log_posteriors(each) for each in recordings], spelling)
@@ -89,7 +99,7 @@ def fitted_heads(
             square = SECOND * square + (1 - SECOND) * slope.square()
             spread = (square / (1 - SECOND**step)).sqrt() + SMALLEST
             point = point - rate * mean / (1 - FIRST**step) / spread
-            head = Head(point[:, :-1].contiguous(), point[:, -1].contiguous())
+            head = Head.of_point(point)
         yield head
 
 

@@ -70,12 +70,12 @@ def refit(
     def divergence(said: Tensor) -> float:
         return float((c * p * (wanted.clamp_min(SMALLEST) - said)).sum())
 
-    weight = torch.cat([head.weight, head.bias.unsqueeze(1)], 1)
+    weight = head.point
     before = divergence(head.log_posteriors(x[:, :-1]))
     for _ in range(STEPS):
         gradient = (c * ((x @ weight.T).softmax(-1) - p)).T @ x
         weight = weight - 2 * torch.cholesky_solve(gradient.T, factor).T
-    new = Head(weight[:, :-1].contiguous(), weight[:, -1].contiguous())
+    new = Head.of_point(weight)
     return Refit(new, (before, divergence(new.log_posteriors(x[:, :-1]))))
 
 

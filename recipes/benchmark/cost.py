@@ -191,12 +191,7 @@ def head(model: SpeechModel, heard: Windows) -> dict[str, float | None]:
 def refit(model: SpeechModel, heard: Windows) -> dict[str, float | None]:
     """Asks the dense model what it says of these recordings, and refits the output layer to it."""
     windows = [window for each in heard for window in each]
-
-    def run() -> None:
-        answers = DenseAnswers(model, windows)
-        answers.refit_head()
-
-    return measure(model, run)
+    return measure(model, lambda: DenseAnswers(model, windows).refit_head())
 
 
 def lora(model: SpeechModel, heard: Windows) -> dict[str, float | None]:
