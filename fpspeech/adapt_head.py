@@ -13,19 +13,20 @@ where they do not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 from torch import Tensor
 
-from fpspeech.listening import Listener, first_seconds
+from fpspeech.halves import halves
+from fpspeech.listening import MOST_SECONDS, Interrupted, Listener, first_seconds
 from fpspeech.models import SpeechModel
 from fpspeech.normalize import Normalized
-from fpspeech.output_layer import MOST_SECONDS, head_inputs, head_of, head_values
+from fpspeech.output_layer import head_inputs, head_of, head_values
 from fpspeech.pruning import PruningError
-from fpspeech.pruning.head_fit import fitted_heads
+from fpspeech.pruning.head_fit import Head, fitted_heads
 from fpspeech.pruning.own_words import (
     as_shares,
     as_written,
@@ -37,6 +38,11 @@ from fpspeech.signals import collapsed, hear
 
 ROUNDS = 3
 """Of fitting, at most."""
+
+MOST_STEPS = 2 * ROUNDS
+"""Rounds in all: fitted to one half, then to all recordings."""
+
+WHAT = "output layer"
 
 LEAST_AS_WRITTEN = 0.7
 """Of the words that are written, the share that must be own words as they are: .88 of two people
@@ -91,22 +97,20 @@ def adapt_head(
             f"{model.source.id} is a {model.family} model, whose output layer cannot be adapted: "
             "expected a CTC model such as Wav2Vec2; leave --adapt-head away"
         )
+    listener = listener or Listener()
     heard = first_seconds(windows, MOST_SECONDS, model.sampling_rate)
-    if len(heard) < 2:
-        raise PruningError(
-            "adapting the output layer needs two windows of audio or more, one half to fit and one "
-            f"to confirm, found {len(heard)}: give more recordings, or cut a long one"
-        )
     recordings = head_inputs(model, heard, listener)
+    searched, held_back = halves(recordings, "adapting the output layer")
     plain = head_of(model)
 
     posteriors = [plain.log_posteriors(each) for each in recordings]
     said, losses = fitted(posteriors, spelling)
     right = as_written(posteriors, said, spelling)
-    held_back, meant, before = recordings[1::2], said[1::2], losses[1::2]
+    meant, before = said[1::2], losses[1::2]
     after, rounds = before, 0
     tried = ROUNDS if right >= LEAST_AS_WRITTEN else 0
-    for number, head in enumerate(fitted_heads(recordings[::2], plain, spelling, tried), start=1):
+    heads = fitted_heads(searched, plain, spelling, tried)
+    for number, head in enumerate(_reported(heads, listener, 0), start=1):
         losses = expected_losses([head.log_posteriors(x) for x in held_back], meant, spelling)
         if fmean(as_shares(losses, before)[0]) < fmean(as_shares(after, before)[0]):
             after, rounds = losses, number
@@ -116,11 +120,13 @@ def adapt_head(
     if not tried:
         reason = f"only {right:.0%} of the words it writes are words of the speaker"
     elif sure:
-        *_, head = fitted_heads(recordings, plain, spelling, rounds)
+        heads = fitted_heads(recordings, plain, spelling, rounds)
+        *_, head = _reported(heads, listener, tried)
         values = head_values(model, head)
         with Normalized(values).apply(model):
             tuned = hear(model, heard)
         reason = collapsed(tuned, hear(model, heard))
+    listener.tuned(WHAT, MOST_STEPS, MOST_STEPS)
     return AdaptedHead(
         values=values if reason is None else {},
         loss=(fmean(before), fmean(after)),
@@ -129,3 +135,15 @@ def adapt_head(
         rounds=rounds,
         reason=reason,
     )
+
+
+def _reported(heads: Iterator[Head], listener: Listener, done: int) -> Iterator[Head]:
+    """The heads, each told as a step that is done; raises Interrupted where it is to stop.
+
+    done: steps before. The last of all is told when everything is.
+    """
+    for step, head in enumerate(heads, start=done + 1):
+        listener.tuned(WHAT, min(step, MOST_STEPS - 1), MOST_STEPS)
+        if listener.stop():
+            raise Interrupted(f"stopped while fitting the {WHAT}, which begins anew")
+        yield head

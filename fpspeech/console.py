@@ -75,11 +75,11 @@ def listening_progress(
         def heard(done: float) -> None:
             progress.advance(task, done)
 
-        def evolved(step: int, steps: int) -> None:
-            tuning = f"front end, step {step} of {steps}"
+        def tuned(tuning: str, step: int, steps: int) -> None:
+            tuning = f"{tuning}, step {step} of {steps}"
             progress.update(task, description=what if step == steps else tuning)
 
-        yield Listener(heard=heard, skipped=skipped, stop=stop, evolved=evolved)
+        yield Listener(heard=heard, skipped=skipped, stop=stop, tuned=tuned)
 
 
 @contextmanager

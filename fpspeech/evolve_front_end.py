@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpspeech.listening import Interrupted, Listener, first_seconds
+from fpspeech.halves import halves
+from fpspeech.listening import MOST_SECONDS, Interrupted, Listener, first_seconds
 from fpspeech.models import SpeechModel
 from fpspeech.normalize import Normalized
 from fpspeech.pruning import Applied, PruningError
@@ -39,9 +40,6 @@ guide: it makes some people's words surer and wrong (docs/results.md)."""
 
 LEAST_FALL = 0.04
 """Share by which the entropy must fall where it confirms."""
-
-MOST_SECONDS = 600.0
-"""Audio that is kept in memory to evolve and to confirm on, in seconds."""
 
 DRAWN_SECONDS = 10.0
 """Audio that a value of the objective is taken on, in seconds: at least, and windows are whole."""
@@ -105,14 +103,9 @@ def evolve_front_end(
         )
     listener = listener or Listener()
     settings = settings or Evolution()
-    both = first_seconds(windows, MOST_SECONDS, model.sampling_rate)
-    if len(both) < 2:
-        raise PruningError(
-            "evolving the front end needs two windows of audio or more, one half to evolve on and "
-            f"one to confirm, found {len(both)}: give more recordings, or cut a long one"
-        )
+    heard = first_seconds(windows, MOST_SECONDS, model.sampling_rate)
+    searched, held_back = halves(heard, "evolving the front end")
     gains = Gains(model.network, model.gains)
-    searched, held_back = both[::2], both[1::2]
     ours = _batches(model, searched)
     spelling = model.spelling
     assert spelling is not None  # a model with gains is a CTC model
@@ -136,13 +129,13 @@ def evolve_front_end(
             batches, torch.split(points, [len(each.numbers) for each in batches]), strict=True
         ):
             with gains.of_each(own):
-                heard = model.log_posteriors(list(batch.windows))
-            found.append(said.misfit(heard, batch.numbers).double())
+                answers = model.log_posteriors(list(batch.windows))
+            found.append(said.misfit(answers, batch.numbers).double())
         return torch.cat(found)
 
     def stepped(step: int, point: Tensor) -> None:
         nonlocal said
-        listener.evolved(step, settings.steps)
+        listener.tuned("front end", step, settings.steps)
         if listener.stop():
             raise Interrupted(
                 f"stopped after step {step} of {settings.steps} of evolving the front end, which "

@@ -24,6 +24,7 @@ from fpspeech.models import SpeechModel
 from fpspeech.pruning import InputStatistics, Observer, PrunableLayer
 from fpspeech.pruning.statistics import from_tensors, to_tensors
 
+MOST_SECONDS = 600.0  # of audio that is kept in memory to tune something on
 CHECKPOINT_SECONDS = 30.0  # s of wall time between two saves of the statistics
 _FORMAT = 2
 
@@ -70,13 +71,13 @@ class Listener:
 
     heard: with the seconds of audio of each window that is done. skipped: with each recording
     that cannot be used, and the full message. stop: asked between windows; True ends the run.
-    evolved: with each step of an evolving front end that is done, and how many there are.
+    tuned: with what is tuned before pruning, each step of it that is done, and how many there are.
     """
 
     heard: Callable[[float], None] = lambda seconds: None
     skipped: Callable[[Skipped, str], None] = lambda skipped, message: None
     stop: Callable[[], bool] = lambda: False
-    evolved: Callable[[int, int], None] = lambda step, steps: None
+    tuned: Callable[[str, int, int], None] = lambda what, step, steps: None
 
 
 def listen(

@@ -11,9 +11,6 @@ from fpspeech.models import SpeechModel
 from fpspeech.pruning import PruningError
 from fpspeech.pruning.head_fit import Head
 
-MOST_SECONDS = 600.0
-"""Audio that is listened to for it, in seconds."""
-
 
 def head_of(model: SpeechModel) -> Head:
     """The layer as it is in force, float32 on the CPU; raises PruningError for other models."""

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fpspeech.listening import Listener, first_seconds
+from fpspeech.listening import MOST_SECONDS, Listener, first_seconds
 from fpspeech.models import SpeechModel
-from fpspeech.output_layer import MOST_SECONDS, head_inputs, head_of, head_values
+from fpspeech.output_layer import head_inputs, head_of, head_values
 from fpspeech.pruning.head_refit import refit
 
 

@@ -21,8 +21,9 @@ from typing import Any
 from torch import Tensor
 
 from fpspeech.allocate import highest
+from fpspeech.halves import halves
 from fpspeech.models import SpeechModel
-from fpspeech.pruning import Applied, PrunableLayer, PruningError
+from fpspeech.pruning import Applied, PrunableLayer
 from fpspeech.pruning.allocation import Allocation, shifted
 from fpspeech.pruning.search import CONFIDENCE, Searched, confirmed, coordinate_search
 from fpspeech.signals import Reference, collapsed, json_number
@@ -86,13 +87,9 @@ def search_allocation(
     rest confirms. budget: candidates that are pruned and heard, the start included.
     Raises PruningError where there are fewer than two windows.
     """
-    both = list(windows)
-    if len(both) < 2:
-        raise PruningError(
-            "searching an allocation needs two windows of audio or more, one half to search and "
-            f"one to confirm, found {len(both)}: give more recordings, or --allocation owl"
-        )
-    halves = [Reference(model, both[::2]), Reference(model, both[1::2])]
+    ours, held_back = (
+        Reference(model, half) for half in halves(list(windows), "searching an allocation")
+    )
     wanted = {layer.name: layer.sparsity for layer in start.layers}
     layers = [layer for members in parts.values() for layer in members]
     part_of = {layer.name: part for part, members in parts.items() for layer in members}
@@ -105,9 +102,9 @@ def search_allocation(
 
     def objective(point: dict[str, float]) -> float:
         with pruned(at(point)):
-            heard, closeness = halves[0].compare(model)
+            heard, closeness = ours.compare(model)
         # The start counts however it fares: something has to be pruned.
-        if any(point.values()) and collapsed(heard, halves[0].heard):
+        if any(point.values()) and collapsed(heard, ours.heard):
             return math.inf
         return closeness.divergence
 
@@ -116,16 +113,16 @@ def search_allocation(
     )
     shifts = {part: shift for part, shift in searched.point.items() if shift}
     with pruned(start):
-        _, plain = halves[1].compare(model)
+        _, plain = held_back.compare(model)
     if not shifts:
         other = (plain.divergence, plain.divergence)
         return SearchedAllocation(start, {}, searched, other, 0.5, "no part gets closer to dense")
     with pruned(at(searched.point)):
-        heard, found = halves[1].compare(model)
+        heard, found = held_back.compare(model)
     sure, probability = confirmed(
         found.totals, plain.totals, positions=(found.positions, plain.positions), seed=seed
     )
-    reason = collapsed(heard, halves[1].heard)
+    reason = collapsed(heard, held_back.heard)
     if reason is None and not sure:
         reason = "not confirmed on the other half"
     return SearchedAllocation(

@@ -170,6 +170,26 @@ def test_it_refuses_what_it_cannot_do(model, windows, tiny_whisper_folder):
     assert not model.network.lm_head._forward_pre_hooks
 
 
+def test_its_progress_is_told_and_it_stops_while_fitting(model, windows, quick):
+    told = []
+    found = adapt_head(model, windows, listener=Listener(tuned=lambda *step: told.append(step)))
+    assert found.rounds > 0
+    steps = [step for _, step, _ in told]
+    assert {(what, of) for what, _, of in told} == {("output layer", 2 * ROUNDS)}
+    assert steps[:ROUNDS] == list(range(1, ROUNDS + 1))
+    assert steps == sorted(steps)
+    assert steps[-1] == 2 * ROUNDS
+    assert len(steps) == ROUNDS + found.rounds + 1
+
+    before = states(model)
+    listener = Listener(tuned=lambda *step: told.append(step), stop=lambda: bool(told))
+    told.clear()
+    with pytest.raises(Interrupted, match="while fitting the output layer"):
+        adapt_head(model, windows, listener=listener)
+    assert len(told) == 1
+    assert_unchanged(model, before)
+
+
 FRONT = "wav2vec2.feature_projection.layer_norm.weight"
 TUNED, FIRST, BEHIND = 1.5, 0.25, 0.5
 

@@ -96,7 +96,7 @@ def test_a_half_that_confirms_is_never_evolved_on(model, windows, monkeypatch):
 
     monkeypatch.setattr(model, "log_posteriors", remembered)
     steps = []
-    listener = Listener(evolved=lambda step, steps_: steps.append((step, len(heard))))
+    listener = Listener(tuned=lambda what, step, steps_: steps.append((step, len(heard))))
     evolve_front_end(model, windows, FEW, listener=listener)
     last = steps[-1][1]
 
