@@ -59,8 +59,7 @@ class Adaptation:
     """What is known of a speaker before anything is pruned.
 
     layers: that were listened to. heard: their statistics, under the normalisation. normalized:
-    what it changes. account: how things were found, for the report. seconds: of wall time it all
-    took.
+    what it changes. account: how that was found, for the report. seconds: of wall time it all took.
     """
 
     model: SpeechModel
@@ -80,7 +79,7 @@ class Adaptation:
         """
         pruning = pruning_for(self.model, config)
         with self.normalized.apply(self.model):
-            pruning = self._allocated(pruning, config)
+            pruning, account = self._allocated(pruning, config)
             if pruning.order == "sequential":
                 staged = prune_while_listening(
                     self.model,
@@ -102,7 +101,7 @@ class Adaptation:
                     self.layers, self.heard.statistics, pruning, self._generic_statistics
                 )
             found = _with_normalized(found, self.normalized, self.layers)
-            self.account = {name: each for name, each in self.account.items() if name != "refit"}
+            found = replace(found, account=account)
             return self._refitted(found) if config.refit_head else found
 
     def apply(self, pruned: PrunedLayers) -> Applied:
@@ -117,8 +116,11 @@ class Adaptation:
         answers = self._dense_answers
         with self.apply(pruned):
             found = answers.refit_head()
-        self.account = {**self.account, "refit": found.as_json()}
-        return replace(pruned, values={**pruned.values, **found.values})
+        return replace(
+            pruned,
+            values={**pruned.values, **found.values},
+            account={**pruned.account, "refit": found.as_json()},
+        )
 
     @cached_property
     def _dense_answers(self) -> DenseAnswers:
@@ -129,7 +131,10 @@ class Adaptation:
     def _generic_statistics(self) -> Mapping[str, InputStatistics] | None:
         return None if self.generic is None else self.generic.statistics
 
-    def _allocated(self, pruning: PruningConfig, config: Config) -> PruningConfig:
+    def _allocated(
+        self, pruning: PruningConfig, config: Config
+    ) -> tuple[PruningConfig, Mapping[str, Any]]:
+        """With the sparsity of every layer written out, and an account of it."""
         if config.allocation == "search" and pruning.group in ALLOCATED_GROUPS:
             return self._searched(pruning, config)
         costs = None
@@ -146,9 +151,12 @@ class Adaptation:
                 )
             costs = self._costs[key]
         statistics = self.heard.statistics
-        return allocate(self.model, self.layers, statistics, pruning, config.allocation, costs)
+        found = allocate(self.model, self.layers, statistics, pruning, config.allocation, costs)
+        return found, {}
 
-    def _searched(self, pruning: PruningConfig, config: Config) -> PruningConfig:
+    def _searched(
+        self, pruning: PruningConfig, config: Config
+    ) -> tuple[PruningConfig, Mapping[str, Any]]:
         alone = replace(pruning, order="independent")  # a candidate does not listen anew
 
         def candidate(allocation: Allocation) -> PruningConfig:
@@ -170,8 +178,8 @@ class Adaptation:
             budget=config.search_budget,
             seed=pruning.seed,
         )
-        self.account = {**self.account, "allocation": found.as_json()}
-        return replace(candidate(found.allocation), order=pruning.order)
+        chosen = replace(candidate(found.allocation), order=pruning.order)
+        return chosen, {"allocation": found.as_json()}
 
     @cached_property
     def _costs(self) -> dict[PruningConfig, dict[str, dict[float, float]]]:

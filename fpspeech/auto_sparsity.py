@@ -94,7 +94,7 @@ def find_sparsity(
         reference = Reference(model, windows)
         dense_consistency = consistency(model, windows, plain=reference.heard)
     tried: list[Level] = []
-    allowed, pruned, account = 0.0, None, adaptation.account
+    allowed, pruned = 0.0, None
     for sparsity in levels:
         found = adaptation.prune(_at(config, sparsity))
         level = _measured(adaptation, found, sparsity, reference, windows, dense_consistency)
@@ -106,11 +106,9 @@ def find_sparsity(
         )
         if level.reason is not None:
             break
-        allowed, pruned, account = sparsity, found, adaptation.account
+        allowed, pruned = sparsity, found
     if pruned is None:
         pruned = adaptation.prune(_at(config, 0.0))
-        account = adaptation.account
-    adaptation.account = account  # of what was chosen, not of what was tried last
     found_sparsity = AutoSparsity(allowed, tuple(tried), dense_consistency, reference.heard.entropy)
     return found_sparsity, pruned
 

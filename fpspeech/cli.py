@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from fpspeech.default_methods import METHODS
+
 if TYPE_CHECKING:
     from fpspeech.corpora import Utterance
     from fpspeech.models import PretrainedModel, SpeechModel
@@ -642,7 +644,7 @@ def compare(
             "shrunk, normalized, evolved, head, refit, such as obs+least_squares+owl+refit; "
             "@another or @generic calibrates on other people (repeatable).",
         ),
-    ] = ["obs+least_squares+owl+refit", "fine_pruning", "magnitude", "random"],
+    ] = list(METHODS),
     sparsity: Annotated[list[float], typer.Option("--sparsity", help="Sparsity (repeatable).")] = [
         0.3,
         0.5,

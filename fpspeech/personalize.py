@@ -220,6 +220,7 @@ def _report(
         "recordings": len(heard.fingerprints),
         "skipped": heard.skipped_by_reason,
         **adaptation.account,
+        **pruned.account,
         **weights_report(adaptation.model, selection, pruned.masks, pruned.kept),
         "wall_seconds": {name: round(seconds, 3) for name, seconds in took.items()},
     }

@@ -15,13 +15,12 @@ from pydantic import Field, field_validator, model_validator
 
 from fpspeech.config import Config
 from fpspeech.corpora import find_corpus
+from fpspeech.default_methods import METHODS
 from fpspeech.evaluation import text_normalizer
 from fpspeech.methods import OWN, calibration_of, config_of
 from fpspeech.pruning import PruningConfig
 from fpspeech.recipe import Name, Section
 from fpspeech.recipe_file import Module, distinct, read_yaml, validated
-
-METHODS = ("obs+least_squares+owl+refit", "fine_pruning", "magnitude", "random")
 
 
 class CorpusSection(Section):

@@ -60,7 +60,7 @@ def test_the_pruned_model_says_more_nearly_what_the_dense_one_says(model, uttera
 
     assert set(refitted.values) - set(plain.values) == LAYER
     assert all(torch.equal(refitted.masks[name], mask) for name, mask in plain.masks.items())
-    said = adaptation.account["refit"]["divergence"]
+    said = refitted.account["refit"]["divergence"]
     with adaptation.apply(plain):
         assert divergence(model, windows, dense) == pytest.approx(said[0], rel=1e-3)
     with adaptation.apply(refitted):
@@ -112,30 +112,31 @@ def test_the_answers_are_those_of_the_normalised_and_tuned_model(model, utteranc
     found = adaptation.prune(config)
     with adaptation.apply(found):
         left = divergence(model, windows, dense)
-    assert left == pytest.approx(adaptation.account["refit"]["divergence"][1], rel=1e-3)
+    assert left == pytest.approx(found.account["refit"]["divergence"][1], rel=1e-3)
     assert not torch.equal(found.values["lm_head.bias"], tuned["lm_head.bias"])
 
 
 def test_nothing_pruned_is_nothing_to_refit(model, utterances):
     none = replace(CONFIG, pruning=replace(CONFIG.pruning, sparsity=0.0))
     adaptation = adapted(model, utterances, none)
-    assert not LAYER & set(adaptation.prune(none).values)
-    assert adaptation.account == {}
+    found = adaptation.prune(none)
+    assert not LAYER & set(found.values)
+    assert found.account == {}
 
 
-def test_what_is_said_of_it_is_of_the_last_pruning_alone(model, utterances):
+def test_what_is_said_of_it_belongs_to_its_pruning_alone(model, utterances):
     adaptation = adapted(model, utterances)
-    adaptation.prune(CONFIG)
-    assert "refit" in adaptation.account
-    adaptation.prune(replace(CONFIG, refit_head=False))
-    assert "refit" not in adaptation.account
+    assert "refit" in adaptation.prune(CONFIG).account
+    assert adaptation.prune(replace(CONFIG, refit_head=False)).account == {}
+    assert adaptation.account == {}
 
 
 def test_in_sequential_order_too(model, utterances):
     config = replace(CONFIG, pruning=replace(CONFIG.pruning, order="sequential"))
     adaptation = adapted(model, utterances, config)
-    assert set(adaptation.prune(config).values) >= LAYER
-    before, after = adaptation.account["refit"]["divergence"]
+    found = adaptation.prune(config)
+    assert set(found.values) >= LAYER
+    before, after = found.account["refit"]["divergence"]
     assert after < before
 
 
@@ -145,7 +146,7 @@ def test_a_layer_that_is_pruned_itself_stays_as_it_was_pruned(model, utterances)
     found = adaptation.prune(config)
     assert "lm_head" in found.masks
     assert not LAYER & set(found.values)
-    assert adaptation.account == {}
+    assert found.account == {}
 
 
 def test_a_layer_without_a_bias_gets_none(model, utterances):
@@ -194,4 +195,4 @@ def test_an_automatic_sparsity_reports_the_layer_that_was_chosen(model, utteranc
     dense = [model.log_posteriors([each])[0] for each in windows]
     with adaptation.apply(pruned):
         left = divergence(model, windows, dense)
-    assert left == pytest.approx(adaptation.account["refit"]["divergence"][1], rel=1e-3)
+    assert left == pytest.approx(pruned.account["refit"]["divergence"][1], rel=1e-3)

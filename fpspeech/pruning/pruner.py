@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -218,12 +218,13 @@ class PrunedLayers:
     masks: by layer name, True where kept, shape (groups, outputs, inputs). kept: what the kept
     weights become, by layer name, float16 in row-major order; a layer that keeps its weights is
     not among them. values: the other tensors that change (biases), by their names in the state
-    dict, float32. All on the CPU.
+    dict, float32. All on the CPU. account: how it was found, plain values for a report.
     """
 
     masks: dict[str, Tensor]
     kept: dict[str, Tensor]
     values: dict[str, Tensor]
+    account: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, layers: Sequence[PrunableLayer], network: nn.Module) -> Applied:
         """Puts it in force on the layers it was made for, in this network; see `apply_masks`."""
