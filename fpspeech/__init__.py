@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fpspeech.config import Config
     from fpspeech.corpora import Utterance, read_utterances
-    from fpspeech.evaluate import evaluate
+    from fpspeech.evaluate_speech import evaluate
     from fpspeech.models import load_speech_model
     from fpspeech.personal import Personal, merge
-    from fpspeech.personalize import personalize
+    from fpspeech.personalize_speech import personalize
     from fpspeech.pruning import PruningConfig
 
 __all__ = [
@@ -32,10 +32,10 @@ _HOME = {
     "Personal": "fpspeech.personal",
     "PruningConfig": "fpspeech.pruning",
     "Utterance": "fpspeech.corpora",
-    "evaluate": "fpspeech.evaluate",
+    "evaluate": "fpspeech.evaluate_speech",
     "load_speech_model": "fpspeech.models",
     "merge": "fpspeech.personal",
-    "personalize": "fpspeech.personalize",
+    "personalize": "fpspeech.personalize_speech",
     "read_utterances": "fpspeech.corpora",
 }
 

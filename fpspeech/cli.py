@@ -319,8 +319,8 @@ def personalize(
     from fpspeech.generic import find_generic
     from fpspeech.listening import Interrupted
     from fpspeech.output_folder import require_free
-    from fpspeech.personalize import personalize as run
-    from fpspeech.personalize import plan
+    from fpspeech.personalize_speech import personalize as run
+    from fpspeech.personalize_speech import plan
     from fpspeech.pruning import PruningConfig
 
     automatic = sparsity == "auto"
@@ -430,8 +430,8 @@ def evaluate(
         raise typer.BadParameter("goes with --recipe", param_hint="--user")
     from fpspeech import console
     from fpspeech.corpora import read_utterances
-    from fpspeech.evaluate import evaluate as run
-    from fpspeech.evaluate import find_speaker
+    from fpspeech.evaluate_speech import evaluate as run
+    from fpspeech.evaluate_speech import find_speaker
     from fpspeech.evaluation import text_normalizer
     from fpspeech.personal import Personal
 
@@ -594,7 +594,7 @@ def measure_generic_numbers(
     from fpspeech.generic import in_turns, measure_generic
     from fpspeech.listening import Interrupted
     from fpspeech.output_folder import require_free_file
-    from fpspeech.personalize import select_layers_of
+    from fpspeech.personalize_speech import select_layers_of
     from fpspeech.pruning import products_for
 
     if products and not statistics:

@@ -18,7 +18,7 @@ from fpspeech.adaptation import Adaptation, adapt_to, before_pruning, require_ge
 from fpspeech.compare_baselines import run_baseline
 from fpspeech.config import Config
 from fpspeech.corpora import UnusableAudio, Utterance, contents, inspect_recording, with_contents
-from fpspeech.evaluate import Recognition, choose_test_set, compare, recognise
+from fpspeech.evaluate_speech import Recognition, choose_test_set, compare, recognise
 from fpspeech.evaluation import (
     Paired,
     TextNormalizer,
@@ -32,7 +32,7 @@ from fpspeech.listening import Listener
 from fpspeech.methods import OWN, calibration_of, config_of
 from fpspeech.models import SpeechModel
 from fpspeech.personal import Recordings
-from fpspeech.personalize import select_layers_of
+from fpspeech.personalize_speech import select_layers_of
 from fpspeech.pruning import products_for, sparsity_of
 from fpspeech.results import Result
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from fpspeech.corpora import Utterance
-from fpspeech.evaluate import Recognition, TestSet, recognise
+from fpspeech.evaluate_speech import Recognition, TestSet, recognise
 from fpspeech.evaluation import TextNormalizer
 from fpspeech.evaluation.baselines import lora_on_pseudo_labels, suta_transcribe
 from fpspeech.listening import WindowStream

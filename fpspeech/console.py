@@ -33,13 +33,13 @@ from fpspeech.adaptation import pruning_for
 from fpspeech.compare import Row, comparison_table, forgetting_table, results_of
 from fpspeech.config import Config
 from fpspeech.corpora import SpeakerSummary
-from fpspeech.evaluate import Evaluation, Recognition
+from fpspeech.evaluate_speech import Evaluation, Recognition
 from fpspeech.evaluation import Interval, percentage, percentage_interval
 from fpspeech.listening import Listener, Skipped
 from fpspeech.models import PretrainedModel
 from fpspeech.output_folder import whole_folder
 from fpspeech.personal import Personal
-from fpspeech.personalize import Plan
+from fpspeech.personalize_speech import Plan
 from fpspeech.summaries import summaries_markdown, summarise
 
 notes = Console(stderr=True)

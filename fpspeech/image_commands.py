@@ -25,7 +25,7 @@ from fpspeech.looking import Watcher
 from fpspeech.models import ImageModel, load_image_model
 from fpspeech.output_folder import require_free
 from fpspeech.personal import Personal
-from fpspeech.personalize import plan
+from fpspeech.personalize_speech import plan
 from fpspeech.recipe import Recipe, read_recipe
 from fpspeech.recipe_file import RecipeError
 from fpspeech.user_photos import UserPhotos

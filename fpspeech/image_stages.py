@@ -37,7 +37,7 @@ from fpspeech.looking import Looked, Watcher, look_at
 from fpspeech.methods import pruning_of
 from fpspeech.models import ImageModel, find_model, load_image_model
 from fpspeech.personal import SETTINGS, Personal, Recordings
-from fpspeech.personalize import select_layers_of
+from fpspeech.personalize_speech import select_layers_of
 from fpspeech.pruning import Selection, products_for, sparsity_of
 from fpspeech.recipe import Recipe
 from fpspeech.recipe_file import RecipeError

@@ -23,7 +23,7 @@ from fpspeech.corpora.images import Photo, decode, draw_photos
 from fpspeech.looking import Looked, Watcher, batched, look_at
 from fpspeech.models import ImageModel
 from fpspeech.personal import Base, Personal, Recordings
-from fpspeech.personalize import select_layers_of, weights_report
+from fpspeech.personalize_speech import select_layers_of, weights_report
 from fpspeech.pruning import (
     PrunableLayer,
     PrunedLayers,

@@ -16,7 +16,7 @@ from fpspeech.corpora import (
     write_manifest,
 )
 from fpspeech.corpora.layout import DATA_VARIABLE
-from fpspeech.evaluate import TestSet, choose_test_set
+from fpspeech.evaluate_speech import TestSet, choose_test_set
 from fpspeech.evaluation import TextNormalizer
 from fpspeech.experiment import Experiment
 from fpspeech.listening import Listener

@@ -14,14 +14,14 @@ from typing import Any
 from fpspeech.adaptation import Adaptation, adapt_to, before_pruning
 from fpspeech.config import Config
 from fpspeech.corpora import find_corpus
-from fpspeech.evaluate import recognise
+from fpspeech.evaluate_speech import recognise
 from fpspeech.evaluation import percentage, text_normalizer
 from fpspeech.experiment import Experiment, amount
 from fpspeech.generic import Generic, find_generic
 from fpspeech.listening import Listener
 from fpspeech.models import SpeechModel, find_model, load_speech_model
 from fpspeech.personal import SETTINGS, Personal
-from fpspeech.personalize import make_personal, select_layers_of
+from fpspeech.personalize_speech import make_personal, select_layers_of
 from fpspeech.pruning import Selection, products_for, sparsity_of
 from fpspeech.recipe_file import RecipeError
 from fpspeech.recipe_push import Hub, push_personal

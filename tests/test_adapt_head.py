@@ -16,7 +16,7 @@ from fpspeech.corpora import read_utterances
 from fpspeech.demo import demo_folder, demo_model
 from fpspeech.generic import find_generic
 from fpspeech.listening import Interrupted, Listener, WindowStream
-from fpspeech.personalize import personalize, select_layers_of
+from fpspeech.personalize_speech import personalize, select_layers_of
 from fpspeech.pruning import PruningError, head_fit
 from fpspeech.pruning.own_words import expected_loss, fitted
 from fpspeech.signals import Heard

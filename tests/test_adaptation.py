@@ -14,7 +14,7 @@ from fpspeech.corpora import inspect_recording, read_windows
 from fpspeech.generic import GenericError, measure_generic
 from fpspeech.listening import Interrupted, Listener, WindowStream, first_seconds, listen
 from fpspeech.normalize import Normalization, normalize
-from fpspeech.personalize import personalize, select_layers_of
+from fpspeech.personalize_speech import personalize, select_layers_of
 from fpspeech.pruning import products_for
 from fpspeech.sequential_listening import prune_while_listening
 

@@ -9,12 +9,12 @@ import pytest
 import soundfile
 import torch
 
-import fpspeech.personalize as personalizing
+import fpspeech.personalize_speech as personalizing
 from fpspeech import Config, Personal, PruningConfig, load_speech_model, read_utterances
 from fpspeech.auto_sparsity import LEVELS, find_sparsity
 from fpspeech.corpora import Utterance, fingerprint
 from fpspeech.models.speech_model import Hypothesis
-from fpspeech.personalize import personalize
+from fpspeech.personalize_speech import personalize
 from fpspeech.pruning import PruningError
 
 CONFIG = Config(pruning=PruningConfig(sparsity=0.0), automatic=True)

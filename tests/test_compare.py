@@ -12,7 +12,7 @@ from fpspeech.compare import ComparisonError, at_most, compare_speakers
 from fpspeech.corpora import Utterance
 from fpspeech.evaluation import text_normalizer
 from fpspeech.generic import GenericError, measure_generic
-from fpspeech.personalize import personalize
+from fpspeech.personalize_speech import personalize
 from fpspeech.pruning import PruningError, sparsity_of
 
 CONFIG = Config(pruning=PruningConfig(sparsity=0.5))

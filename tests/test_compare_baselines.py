@@ -8,7 +8,7 @@ import torch
 from fpspeech import Config, PruningConfig, load_speech_model, read_utterances
 from fpspeech.compare import compare_speakers
 from fpspeech.compare_baselines import BASELINES, run_baseline
-from fpspeech.evaluate import choose_test_set, recognise
+from fpspeech.evaluate_speech import choose_test_set, recognise
 from fpspeech.evaluation import text_normalizer
 from fpspeech.evaluation.baselines import suta_transcribe
 from fpspeech.listening import WindowStream

@@ -18,7 +18,7 @@ from fpspeech.evolve_front_end import DRAWN_SECONDS, evolve_front_end
 from fpspeech.generic import find_generic
 from fpspeech.listening import Interrupted, Listener, WindowStream
 from fpspeech.normalize import Normalization, normalize
-from fpspeech.personalize import personalize, select_layers_of
+from fpspeech.personalize_speech import personalize, select_layers_of
 from fpspeech.pruning import PruningError, search
 from fpspeech.pruning.evolution import Evolution
 from fpspeech.pruning.gains import Gains

@@ -21,7 +21,7 @@ from fpspeech.images import adapt, personalize_photos
 from fpspeech.looking import look_at
 from fpspeech.models import ImageModel, ModelError, load_image_model, load_speech_model
 from fpspeech.personal import Personal, merge
-from fpspeech.personalize import personalize, select_layers_of
+from fpspeech.personalize_speech import personalize, select_layers_of
 from fpspeech.pruning import PruningError, estimate_prior, with_prior
 from fpspeech.pruning.output_prior import PRUNED_BIAS
 from fpspeech.recipe import Recipe, read_recipe

@@ -20,7 +20,8 @@ ADAPTATION = [
     "allocate.py",
     "adaptation.py",
     "auto_sparsity.py",
-    "personalize.py",
+    "halves.py",
+    "personalize_speech.py",
     "personal.py",
     "models/wav2vec2.py",
 ]

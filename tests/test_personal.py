@@ -12,7 +12,7 @@ from fpspeech import Config, Personal, PruningConfig, load_speech_model, merge, 
 from fpspeech.corpora import read_audio
 from fpspeech.output_folder import OutputError, whole_folder
 from fpspeech.personal import PersonalError
-from fpspeech.personalize import personalize, plan
+from fpspeech.personalize_speech import personalize, plan
 from fpspeech.pruning import PruningError
 
 MASK_ALONE = PruningConfig(sparsity=0.7, score="fine_pruning", update="none")

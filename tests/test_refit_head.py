@@ -14,7 +14,7 @@ from fpspeech.corpora import read_utterances
 from fpspeech.generic import measure_generic
 from fpspeech.listening import Interrupted, Listener, WindowStream
 from fpspeech.normalize import Normalized
-from fpspeech.personalize import personalize, select_layers_of
+from fpspeech.personalize_speech import personalize, select_layers_of
 from fpspeech.pruning import PruningError
 from fpspeech.refit_head import DenseAnswers
 

@@ -9,7 +9,7 @@ from fpspeech.config import Config
 from fpspeech.corpora import read_utterances
 from fpspeech.listening import WindowStream, listen
 from fpspeech.models import load_speech_model
-from fpspeech.personalize import personalize
+from fpspeech.personalize_speech import personalize
 from fpspeech.pruning import PruningConfig, PruningError, prune_layers, select_layers
 from fpspeech.search_allocation import SHIFTS, search_allocation
 from fpspeech.signals import Reference

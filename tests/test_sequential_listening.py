@@ -13,7 +13,7 @@ from fpspeech.config import Config
 from fpspeech.corpora import Utterance, inspect_recording, read_utterances, read_windows
 from fpspeech.listening import Interrupted, Listener, NothingHeardError
 from fpspeech.models import load_speech_model
-from fpspeech.personalize import make_personal, personalize, select_layers_of
+from fpspeech.personalize_speech import make_personal, personalize, select_layers_of
 from fpspeech.pruning import PruningConfig, prune_sequentially, select_layers
 from fpspeech.sequential_listening import RecordingsChangedError, prune_while_listening
 

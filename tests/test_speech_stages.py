@@ -15,7 +15,7 @@ from fpspeech.corpora import CORPORA, ManifestError, find_corpus, read_utterance
 from fpspeech.listening import listen
 from fpspeech.models import load_speech_model
 from fpspeech.personal import Personal
-from fpspeech.personalize import make_personal, personalize
+from fpspeech.personalize_speech import make_personal, personalize
 from fpspeech.recipe_corpus import corpus_options
 from fpspeech.recipe_file import RecipeError
 from fpspeech.results import read_result

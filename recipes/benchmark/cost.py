@@ -33,7 +33,7 @@ from fpspeech.evaluation.cost import Cost, measure_cost, sparse_flops
 from fpspeech.evolve_front_end import evolve_front_end
 from fpspeech.models import SpeechModel
 from fpspeech.models.wav2vec2 import Wav2Vec2
-from fpspeech.personalize import select_layers_of
+from fpspeech.personalize_speech import select_layers_of
 from fpspeech.pruning import (
     InputStatistics,
     Observer,

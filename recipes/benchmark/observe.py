@@ -32,7 +32,7 @@ from transformers import (
 from fpspeech import Config, load_speech_model
 from fpspeech.demo import demo_model
 from fpspeech.models import SpeechModel
-from fpspeech.personalize import select_layers_of
+from fpspeech.personalize_speech import select_layers_of
 from fpspeech.pruning import Observer, PruningConfig, products_for
 
 RATE = 16_000

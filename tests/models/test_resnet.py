@@ -12,7 +12,7 @@ from fpspeech.corpora.images import Photo
 from fpspeech.images import personalize_photos
 from fpspeech.models import ImageModel, ModelError, load_image_model, load_speech_model
 from fpspeech.personal import Personal, merge
-from fpspeech.personalize import select_layers_of
+from fpspeech.personalize_speech import select_layers_of
 from fpspeech.pruning import Observer
 
 PICTURES = [picture(kind, 0) for kind in range(3)]
