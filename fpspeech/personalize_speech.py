@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fpspeech.adaptation import Adaptation, adapt_to, pruning_for
 from fpspeech.auto_sparsity import HELD_OUT, find_sparsity
-from fpspeech.config import Config
+from fpspeech.config import Config, default_sparsity
 from fpspeech.corpora import Utterance, contents, hold_out
 from fpspeech.generic import Generic
 from fpspeech.listening import Listener
@@ -22,6 +22,7 @@ from fpspeech.models import PretrainedModel, SpeechModel
 from fpspeech.personal import Base, Personal, Recordings
 from fpspeech.pruning import (
     PrunedLayers,
+    PruningConfig,
     PruningError,
     Selection,
     products_for,
@@ -44,11 +45,12 @@ def personalize(
 
     With an automatic sparsity a share of them is held back to find it on, see `find_sparsity`. In
     sequential order (`PruningConfig.order`) they stream by once a stage. The model is left as
-    it was; `Personal.apply` puts the result in force. Transcripts are never read. generic: see
-    `adapt_to`. checkpoint: see `listen` and `prune_while_listening`. Raises NothingHeardError,
-    Interrupted, GenericError or PruningError.
+    it was; `Personal.apply` puts the result in force. Transcripts are never read. config: by
+    default the usual settings at the `default_sparsity`. generic: see `adapt_to`. checkpoint: see
+    `listen` and `prune_while_listening`. Raises NothingHeardError, Interrupted, GenericError or
+    PruningError.
     """
-    config = config or Config()
+    config = config or Config(PruningConfig(sparsity=default_sparsity(model.family)))
     if config.output_prior != "none":
         raise PruningError(
             f"output prior {config.output_prior!r}: it prunes classes that a user does not have, "

@@ -239,7 +239,7 @@ def test_ctrl_c_keeps_what_was_heard_and_the_same_command_goes_on(here, tiny_gro
 def test_the_defaults_of_the_command_are_those_of_the_settings():
     options = inspect.signature(cli.personalize).parameters
     compared = {"sparsity"}
-    assert float(options["sparsity"].default) == PruningConfig.sparsity  # a text: it may be auto
+    assert options["sparsity"].default is None  # the family's, see `default_sparsity`
     for settings in (PruningConfig, Config):
         for field in dataclasses.fields(settings):
             if field.name in options and field.name not in {*compared, "exclude"}:

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from tiny_whisper import tiny_whisper
 
-from fpspeech import Personal
+from fpspeech import Personal, load_speech_model, personalize, read_utterances
 from fpspeech.cli import main
 from fpspeech.model_card import personal_card
 
@@ -229,3 +229,26 @@ def test_what_needs_a_ctc_model_refuses_a_whisper(capsys, here, speech, tmp_path
     assert code == 1
     assert message in squeezed(err)
     assert not (here / "personal").exists()
+
+
+def test_where_no_sparsity_is_given_a_whisper_loses_less(
+    capsys, here, speech, tmp_path, tiny_group
+):
+    whisper = tiny_whisper(tmp_path / "whisper")
+    for model, options, expected in (
+        (tiny_group, [], 0.7),
+        (whisper, [], 0.3),
+        (whisper, ["--sparsity", 0.6], 0.6),
+    ):
+        code, out, _ = run(capsys, "personalize", "--dry-run", "--model", model, "--json", *options)
+        assert code == 0
+        assert {each["sparsity"] for each in json.loads(out)["layers"].values()} == {expected}
+    code, _, _ = run(
+        capsys, "personalize", "--speaker", "ann", "--audio", speech, "--model", whisper
+    )
+    assert code == 0
+    settings = json.loads((here / "personal" / "ann" / "fpspeech.json").read_text())
+    assert settings["config"]["pruning"]["sparsity"] == 0.3
+    model = load_speech_model(whisper, device="cpu")
+    personal = personalize(model, read_utterances(speech, speaker="ann")[:1])
+    assert personal.config.pruning.sparsity == 0.3
