@@ -30,7 +30,6 @@ from fpspeech.pruning.pruner import (
     prune_layers,
     select,
     sparsity_of,
-    update_weights,
 )
 from fpspeech.pruning.replay import Replay, Stage, execution_stages
 from fpspeech.pruning.scores import SCORES
@@ -85,6 +84,5 @@ __all__ = [
     "sparsity_of",
     "to_tensors",
     "unpack",
-    "update_weights",
     "with_prior",
 ]

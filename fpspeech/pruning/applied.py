@@ -82,7 +82,7 @@ def apply_masks(
 
     values: tensors that an update computed (biases, BatchNorm statistics), by their names in
     the state dict of `network`, put in force with the masks and restored with them. kept: what
-    the kept weights become, by layer name, as `update_weights` gives them.
+    the kept weights become, by layer name, float16 in row-major order.
     Raises PruningError when a mask or a value does not fit, or a layer carries a mask already.
     """
     state = network.state_dict() if network is not None else {}

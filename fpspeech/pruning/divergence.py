@@ -7,7 +7,6 @@ same input; logits and log-probabilities give the same, since both are normalise
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,32 +44,6 @@ def kullback_leibler(dense: Tensor, other: Tensor) -> Divergence:
     dense, other: logits or log-probabilities, shape (..., classes). Infinite where `other` rules
     out a class that `dense` does not. Raises PruningError on different shapes and on NaN.
     """
-    return _summed(dense, other, _kullback_leibler)
-
-
-def jensen_shannon(dense: Tensor, other: Tensor) -> Divergence:
-    """Σ over positions of (KL(p ‖ m) + KL(q ‖ m))/2 with m = (p + q)/2: symmetric, below ln 2.
-
-    No position can dominate the mean, as one confident mistake does under `kullback_leibler`.
-    dense, other: as there (Lin 1991).
-    """
-    return _summed(dense, other, _jensen_shannon)
-
-
-def _kullback_leibler(p: Tensor, q: Tensor) -> Tensor:
-    """p, q: log-probabilities."""
-    # 0·log 0 is 0: a class that both rule out gives -inf - -inf otherwise.
-    return torch.where(p == -math.inf, 0.0, p.exp() * (p - q))
-
-
-def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
-    middle = torch.logaddexp(p, q) - math.log(2)
-    return (_kullback_leibler(p, middle) + _kullback_leibler(q, middle)) / 2
-
-
-def _summed(
-    dense: Tensor, other: Tensor, divergence: Callable[[Tensor, Tensor], Tensor]
-) -> Divergence:
     if dense.shape != other.shape or not dense.dim():
         raise PruningError(
             f"posteriors of shape {tuple(dense.shape)} and {tuple(other.shape)}: expected the "
@@ -82,7 +55,8 @@ def _summed(
     total = 0.0
     for some, same in zip(torch.split(rows, piece), torch.split(others, piece), strict=True):
         p, q = (each.cpu().double().log_softmax(-1) for each in (some, same))
-        total += float(divergence(p, q).sum())
+        # 0·log 0 is 0: a class that both rule out gives -inf - -inf otherwise.
+        total += float(torch.where(p == -math.inf, 0.0, p.exp() * (p - q)).sum())
     if math.isnan(total):
         raise PruningError("posteriors that are NaN: check the audio and the pruned weights")
     return Divergence(total, rows.shape[0])

@@ -142,37 +142,6 @@ def products_for(layers: Sequence[PrunableLayer], config: PruningConfig) -> froz
     return frozenset(layer.name for layer in layers if can_fit(layer))
 
 
-@torch.no_grad()
-def update_weights(
-    layers: Sequence[PrunableLayer],
-    masks: Mapping[str, Tensor],
-    statistics: Mapping[str, InputStatistics],
-    config: PruningConfig,
-    cross: Mapping[str, Tensor] | None = None,
-) -> dict[str, Tensor]:
-    """What the kept weights become under these masks, in closed form; no weight is changed here.
-
-    For the updates "none" and "least_squares" without biases; `prune_layers` knows them all.
-    cross: E[x x̃ᵀ] by layer name, where a layer will see x̃, see `masked_least_squares`.
-    Returns the kept weights in row-major order, float16 as they are stored, by layer name;
-    layers whose Σxxᵀ is too large to count keep their weights. Nothing where the update is
-    "none". Raises PruningError where products are missing or a value does not fit float16.
-    """
-    if config.bias or config.update not in ("none", "least_squares"):
-        raise PruningError(
-            f"the update {config.update!r} with bias={config.bias} changes more than the kept "
-            "weights: use prune_layers"
-        )
-    kept: dict[str, Tensor] = {}
-    for layer in layers:
-        found = statistics.get(layer.name)
-        towards = (cross or {}).get(layer.name)
-        refitted = update_layer(layer, masks[layer.name], found, config, towards).kept
-        if refitted is not None:
-            kept[layer.name] = refitted
-    return kept
-
-
 def _score(
     layer: PrunableLayer,
     statistics: Mapping[str, InputStatistics],

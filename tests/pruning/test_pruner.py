@@ -20,8 +20,8 @@ from fpspeech.pruning import (
     select,
     select_layers,
     sparsity_of,
-    update_weights,
 )
+from fpspeech.pruning.layer_update import update_layer
 
 NORMED = [weight_norm, older_weight_norm]
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
@@ -102,10 +102,9 @@ def test_the_whole_way_for_any_module(model, batches):
 def test_an_update_without_products_is_an_error_that_says_how_to_get_them(model, batches):
     layers = select_layers(model).layers
     statistics = observe(model, batches, layers)
-    masks = make_masks(layers, statistics, PruningConfig())
     with pytest.raises(PruningError, match=r"front hold no products.*products_for"):
-        update_weights(layers, masks, statistics, PruningConfig())
-    assert update_weights(layers, masks, statistics, PruningConfig(update="none")) == {}
+        prune_layers(layers, statistics, PruningConfig(score="wanda"))
+    assert prune_layers(layers, statistics, PruningConfig(score="wanda", update="none")).kept == {}
 
 
 def test_same_input_and_seed_give_the_same_bits(model, batches):
@@ -372,13 +371,12 @@ def test_prune_layers_is_masks_and_least_squares_by_default(model, batches):
     statistics = seen_by(model, batches, layers)
     pruned = prune_layers(layers, statistics, PruningConfig())
     masks = make_masks(layers, statistics, PruningConfig())
-    kept = update_weights(layers, masks, statistics, PruningConfig())
     assert pruned.values == {}
-    for name in masks:
+    for layer in layers:
+        name = layer.name
+        found = update_layer(layer, masks[name], statistics[name], PruningConfig())
         assert torch.equal(pruned.masks[name], masks[name])
-        assert torch.equal(pruned.kept[name], kept[name])
-    with pytest.raises(PruningError, match="use prune_layers"):
-        update_weights(layers, masks, statistics, PruningConfig(update="alps"))
+        assert torch.equal(pruned.kept[name], found.kept)
 
 
 def test_other_peoples_statistics_count_where_they_are_asked_for(model, batches):
