@@ -12,23 +12,9 @@ import time
 import numpy as np
 import pytest
 import soundfile
+from commands import run, squeezed
 
 from fpspeech import Config, PruningConfig, cli
-from fpspeech.cli import main
-
-
-def run(capsys, *arguments) -> tuple[int, str, str]:
-    try:
-        main([str(argument) for argument in arguments])
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def squeezed(text: str) -> str:
-    return " ".join(text.replace("│", " ").split())
 
 
 @pytest.fixture

@@ -6,25 +6,11 @@ from dataclasses import asdict
 
 import pytest
 import soundfile
+from commands import run, squeezed
 from tiny_whisper import tiny_whisper
 
 from fpspeech import Personal, load_speech_model, personalize, read_utterances
-from fpspeech.cli import main
 from fpspeech.model_card import personal_card
-
-
-def run(capsys, *arguments) -> tuple[int, str, str]:
-    try:
-        main([str(argument) for argument in arguments])
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def squeezed(text: str) -> str:
-    return " ".join(text.replace("│", " ").split())
 
 
 @pytest.fixture

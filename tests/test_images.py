@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_resnet import CLASSES, picture, write_photos, write_tiny_resnet
 
 import fpspeech
 from fpspeech import Config, PruningConfig
-from fpspeech.cli import main
 from fpspeech.corpora.images import Photo, PhotosError, decode, photos_in_folder, without_labels
 from fpspeech.evaluate_images import evaluate_photos
 from fpspeech.images import personalize_photos
@@ -265,16 +265,6 @@ def test_apart_sources_a_limit_and_a_folder_of_the_users_own(model, place, tmp_p
         found.outputs([*CLASSES, "gnu"])
     with pytest.raises(ValueError, match="no classes in the recipe"):
         found.test("nobody")
-
-
-def run(capsys, *arguments) -> tuple[int, str, str]:
-    code = 0
-    try:
-        main([str(each) for each in arguments])
-    except SystemExit as end:
-        code = int(end.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_the_commands_print_the_four_rows(place, tmp_path, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from commands import run
 from tiny_resnet import CLASSES, picture, write_photos, write_tiny_resnet
 from torch import nn
 
@@ -247,22 +248,13 @@ def test_models_it_does_not_fit_are_refused(place, photos):
     assert adapted.prior.kept.tolist() == [True, True, False, False, False, False]
 
 
-def run(capsys, *arguments) -> tuple[int, str]:
-    code = 0
-    try:
-        main([str(each) for each in arguments])
-    except SystemExit as end:
-        code = int(end.code or 0)
-    return code, capsys.readouterr().out
-
-
 def test_the_commands_say_what_is_whose(place, tmp_path, capsys):
     recipe, out = place / "recipe.yaml", tmp_path / "anna"
-    code, text = run(capsys, "personalize", "--recipe", recipe, "--user", "anna", "--out", out)
+    code, text, _ = run(capsys, "personalize", "--recipe", recipe, "--user", "anna", "--out", out)
     assert code == 0
     assert "2 of 6 classes" in text
     assert Personal.load(out).config.output_prior == "em"
-    code, text = run(capsys, "evaluate", out, "--recipe", recipe)
+    code, text, _ = run(capsys, "evaluate", out, "--recipe", recipe)
     assert code == 0
     names = ("dense", "dense + prior", "pruned", "pruned + prior")
     for block in ("all 6 classes", "the user's 2"):
@@ -274,12 +266,12 @@ def test_the_commands_say_what_is_whose(place, tmp_path, capsys):
         < text.index("pruning alone")
         < text.index("pruning, with the prior")
     )
-    code, text = run(capsys, "evaluate", out, "--recipe", recipe, "--user", "anna", "--json")
+    code, text, _ = run(capsys, "evaluate", out, "--recipe", recipe, "--user", "anna", "--json")
     value = json.loads(text)["output_prior"]
     assert value["dense_prior_all_classes"]["among_classes"] == 6
     assert value["pruned_without_prior_user_classes"]["among_classes"] == 2
     assert value["dense_prior_other_classes"]["accuracy"] == 0
-    code, text = run(
+    code, text, _ = run(
         capsys, "personalize", "--recipe", recipe, "--user", "anna", "--out", tmp_path / "plain",
         "--output-prior", "none", "--json",
     )  # fmt: skip

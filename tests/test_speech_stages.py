@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from commands import run
 from tiny_hub import dataset, row
 
-from fpspeech.cli import main
 from fpspeech.corpora import CORPORA, ManifestError, find_corpus, read_utterances
 from fpspeech.listening import listen
 from fpspeech.models import load_speech_model
@@ -124,16 +124,6 @@ def test_a_recipe_runs_from_the_corpus_to_a_table_and_again_without_work(
     after = times(exp)
     assert {path: after[path] for path in before} == before
     assert (exp / "report" / "report.md").read_text() == report
-
-
-def run(capsys, *arguments) -> tuple[int, str, str]:
-    try:
-        main([str(argument) for argument in arguments])
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_personal_models_hold_no_words_and_no_name(here, content):
