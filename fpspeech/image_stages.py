@@ -14,7 +14,7 @@ import numpy as np
 from fpspeech.corpora.images import Photo, PhotosError, UnusablePhoto, fingerprint
 from fpspeech.evaluate_images import Scene, answer
 from fpspeech.evaluation import percentage
-from fpspeech.experiment import Experiment, amount
+from fpspeech.experiment import amount
 from fpspeech.image_controls import (
     CALIBRATIONS,
     adapted_to,
@@ -35,23 +35,14 @@ from fpspeech.image_results import (
 from fpspeech.images import make_personal
 from fpspeech.looking import Looked, Watcher, look_at
 from fpspeech.methods import pruning_of
-from fpspeech.models import ImageModel, find_model, load_image_model
+from fpspeech.models import ImageModel, load_image_model
 from fpspeech.personal import SETTINGS, Personal, Recordings
 from fpspeech.personalize_speech import select_layers_of
 from fpspeech.pruning import Selection, products_for, sparsity_of
 from fpspeech.recipe import Recipe
 from fpspeech.recipe_file import RecipeError
-from fpspeech.recipe_push import Hub, push_personal
-from fpspeech.recipe_stages import (
-    LAST,
-    Say,
-    is_model,
-    require_stages,
-    run_module,
-    run_stages,
-    silently,
-    uses_model,
-)
+from fpspeech.recipe_push import Hub
+from fpspeech.recipe_stages import LAST, Say, StagedRun, require_stages, run_module, silently
 from fpspeech.user_photos import UserPhotos
 
 
@@ -74,19 +65,10 @@ def run_image_recipe(
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
     users = given.pop("users", None)
     run = _Run(recipe.overruled(given), users, frozenset(given), say, hub)
-    stages = (run.prepare, run.dense, run.personalize, run.controls, run.report, run.push)
-    if stage == 0 and run.makes_model:
-        run.settle(with_model=False)
-    else:
-        run.settle(with_model=uses_model(stage, stop_stage))
-    run_stages(stages, stage, stop_stage, run.before, say)
-    run.exp.keep_settings()
-    return run.exp.folder
+    return run.run(stage, stop_stage)
 
 
-class _Run:
-    """One recipe in one folder: what is there, and what is still to be made."""
-
+class _Run(StagedRun[Recipe]):
     def __init__(
         self,
         recipe: Recipe,
@@ -97,54 +79,30 @@ class _Run:
     ):
         if recipe.exp is None:
             raise RecipeError("the recipe names no folder to write: give exp, or --exp")
-        self.recipe = recipe
-        self.exp = Experiment(recipe.exp)
+        super().__init__(recipe, recipe.exp, overruled, say, hub)
         self.users = list(users or recipe.users)
         for user in self.users:
             recipe.user(user)
         self.photos = UserPhotos(recipe)
-        self._overruled = overruled
-        self._say = say
-        self._hub = hub
         self._watcher = Watcher(skipped=lambda skipped, message: say(f"skipped {message}"))
         # Of the user, and of whose photos, that came last.
         self._looked: tuple[tuple[str, str], Looked] | None = None
         self._measured: tuple[str, tuple[list[Photo], list[Photo], Recordings]] | None = None
 
-    @property
-    def makes_model(self) -> bool:
-        """Whether the base model is still to be made, and by this recipe."""
-        recipe = self.recipe
-        if recipe.model_from is None or "model" in self._overruled:
-            return False
-        return not is_model(recipe.model)
-
-    def settle(self, *, with_model: bool) -> None:
-        """Holds the folder to the same photos, users, model and way to prune."""
+    def facts(self) -> dict[str, Any]:
+        """The same photos, users and way to prune."""
         names = "photos adapt test test_share outputs users pruning exclude components batch_size"
         names += " batch_norm output_prior forgetting_photos seed"
         content = self.recipe.model_dump(mode="json", warnings=False)
         now = {name.replace("_", " "): content[name] for name in names.split() if name in content}
         if self.recipe.data_dir is not None:
             now["data_dir"] = str(Path(self.recipe.data_dir).resolve())
-        if with_model:
-            now["model"] = self._model_name
-        self.exp.settle(now)
+        return now
 
-    @cached_property
-    def _model_name(self) -> str:
-        if self.makes_model:
-            raise RecipeError(f"{self.recipe.model} is not there yet: run stage 0, which makes it")
-        source = find_model(self.recipe.model, self.recipe.revision)
-        return f"{source.id} (SHA-256 {source.sha256})"
-
-    def before(self, stage: int) -> None:
-        """Before each stage: the folder is held to the model too, which stage 0 may have made."""
-        if uses_model(stage, stage):
-            if not self.exp.manifest.exists():
-                raise RecipeError(f"{self.exp.manifest} does not exist: run stage 0")
-            self.settle(with_model=True)
-        self.exp.keep_settings()
+    def require_prepared(self) -> None:
+        """Raises RecipeError without a manifest."""
+        if not self.exp.manifest.exists():
+            raise RecipeError(f"{self.exp.manifest} does not exist: run stage 0")
 
     def prepare(self) -> None:
         """Stage 0: the photos and the base model, where the recipe makes them; the manifest.
@@ -157,8 +115,7 @@ class _Run:
             if not path.exists() or not Path(where).is_dir():
                 run_module(recipe.data_from, where, self.exp.folder, None, self._say)
         if self.makes_model:
-            assert recipe.model_from is not None
-            run_module(recipe.model_from, recipe.model, self.exp.folder, recipe.data_dir, self._say)
+            self.make_model(recipe.data_dir)
         if path.exists():
             self._say(f"{path} is there")
             return
@@ -233,20 +190,14 @@ class _Run:
         write_image_report(folder, results, model=model, personal_method=method, seed=recipe.seed)
         self._say(f"wrote {folder}")
 
-    def push(self) -> None:
-        """Stage 5: the personal models to the Hub; nothing without a repository in the recipe."""
-        repository = self.recipe.push
-        if repository is None:
-            self._say("nothing is pushed: the recipe names no repository")
-            return
-        folders = {
+    def to_push(self) -> dict[str, Path]:
+        """By user, as a number, and sparsity."""
+        return {
             f"user-{number:03d}/{amount(sparsity)}": self.exp.personal(user, sparsity)
             for number, user in enumerate(self.recipe.users, start=1)
             if user in self.users
             for sparsity in self.recipe.sparsity
         }
-        push_personal(repository, folders, self.exp.folder, self._hub)
-        self._say(f"{len(folders)} personal models are in {repository}")
 
     @cached_property
     def model(self) -> ImageModel:

@@ -16,25 +16,16 @@ from fpspeech.config import Config
 from fpspeech.corpora import find_corpus
 from fpspeech.evaluate_speech import recognise
 from fpspeech.evaluation import percentage, text_normalizer
-from fpspeech.experiment import Experiment, amount
+from fpspeech.experiment import amount
 from fpspeech.generic import Generic, find_generic
 from fpspeech.listening import Listener
-from fpspeech.models import SpeechModel, find_model, load_speech_model
+from fpspeech.models import SpeechModel, load_speech_model
 from fpspeech.personal import SETTINGS, Personal
 from fpspeech.personalize_speech import make_personal, select_layers_of
 from fpspeech.pruning import Selection, products_for, sparsity_of
 from fpspeech.recipe_file import RecipeError
-from fpspeech.recipe_push import Hub, push_personal
-from fpspeech.recipe_stages import (
-    LAST,
-    Say,
-    is_model,
-    require_stages,
-    run_module,
-    run_stages,
-    silently,
-    uses_model,
-)
+from fpspeech.recipe_push import Hub
+from fpspeech.recipe_stages import LAST, Say, StagedRun, require_stages, silently
 from fpspeech.results import DENSE, RESULT, Result, read_result, write_result
 from fpspeech.speech_data import SpeechData
 from fpspeech.speech_recipe import SpeechRecipe
@@ -57,27 +48,13 @@ def run_speech_recipe(
     """
     require_stages(stage, stop_stage)
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
-    run = _Run(recipe.overruled(given), frozenset(given), say, hub)
-    stages = (run.prepare, run.dense, run.personalize, run.controls, run.report, run.push)
-    if stage == 0 and run.makes_model:
-        run.settle(with_model=False)
-    else:
-        run.settle(with_model=uses_model(stage, stop_stage))
-    run_stages(stages, stage, stop_stage, run.before, say)
-    run.exp.keep_settings()
-    return run.exp.folder
+    return _Run(recipe.overruled(given), frozenset(given), say, hub).run(stage, stop_stage)
 
 
-class _Run:
-    """One recipe in one folder: what is there, and what is still to be made."""
-
+class _Run(StagedRun[SpeechRecipe]):
     def __init__(self, recipe: SpeechRecipe, overruled: frozenset[str], say: Say, hub: Hub | None):
-        self.recipe = recipe
-        self.exp = Experiment(recipe.exp)
+        super().__init__(recipe, recipe.exp, overruled, say, hub)
         self.normalizer = text_normalizer(recipe.language)
-        self._overruled = overruled
-        self._say = say
-        self._hub = hub
         self._listener = Listener(skipped=lambda skipped, message: say(f"skipped {message}"))
         self.data = SpeechData(
             recipe,
@@ -88,20 +65,8 @@ class _Run:
             say=say,
         )
 
-    @property
-    def makes_model(self) -> bool:
-        """Whether the base model is still to be made, and by this recipe."""
-        recipe = self.recipe
-        if recipe.model_from is None or "model" in self._overruled:
-            return False
-        return not is_model(recipe.model)
-
-    def settle(self, *, with_model: bool) -> None:
-        """Holds the folder to one corpus, model and way to prune: results must compare.
-
-        Raises RecipeError where it holds results of others. Speakers, methods and sparsities may
-        differ from run to run: they add results.
-        """
+    def facts(self) -> dict[str, Any]:
+        """What results must have in common: speakers, methods and sparsities may differ."""
         recipe = self.recipe
         now: dict[str, Any] = {
             "corpus": recipe.corpus.name,
@@ -116,30 +81,13 @@ class _Run:
         }
         if recipe.corpus.data_dir is not None:
             now["data_dir"] = str(Path(recipe.corpus.data_dir).resolve())
-        if with_model:
-            now["model"] = self._model_name
-        self.exp.settle(now)
-
-    @cached_property
-    def _model_name(self) -> str:
-        if self.makes_model:
-            raise RecipeError(f"{self.recipe.model} is not there yet: run stage 0, which makes it")
-        source = find_model(self.recipe.model, self.recipe.revision)
-        return f"{source.id} (SHA-256 {source.sha256})"
-
-    def before(self, stage: int) -> None:
-        """Before each stage: the folder is held to the model too, which stage 0 may have made."""
-        if uses_model(stage, stage):
-            self.settle(with_model=True)
-        self.exp.keep_settings()
+        return now
 
     def prepare(self) -> None:
         """Stage 0: the manifest, of a corpus that is found, made or downloaded; the base model."""
         self.data.write_manifest()
         if self.makes_model:
-            assert self.recipe.model_from is not None
-            model, root = self.recipe.model, self.data.root()
-            run_module(self.recipe.model_from, model, self.exp.folder, root, self._say)
+            self.make_model(self.data.root())
 
     def dense(self) -> None:
         """Stage 1: the base model on every speaker."""
@@ -187,22 +135,16 @@ class _Run:
         write_report(self.exp.folder / "report", self._results(), facts)
         self._say(f"wrote {self.exp.folder / 'report'}")
 
-    def push(self) -> None:
-        """Stage 5: the personal models to the Hub; nothing without a repository in the recipe."""
-        repository = self.recipe.push
-        if repository is None:
-            self._say("nothing is pushed: the recipe names no repository")
-            return
-        folders = {
+    def to_push(self) -> dict[str, Path]:
+        """By speaker, as a number, and sparsity."""
+        corpus = find_corpus(self.recipe.corpus.name)
+        self._say(f"{corpus.title}: {corpus.licence}; may not be passed on: {corpus.not_shared}")
+        return {
             f"speaker-{number:03d}/{amount(sparsity)}": self.exp.personal(speaker, sparsity)
             for number, speaker in enumerate(self.data.usable, start=1)
             if speaker in self.data.speakers
             for sparsity in self.recipe.sparsity
         }
-        corpus = find_corpus(self.recipe.corpus.name)
-        self._say(f"{corpus.title}: {corpus.licence}; may not be passed on: {corpus.not_shared}")
-        push_personal(repository, folders, self.exp.folder, self._hub)
-        self._say(f"{len(folders)} personal models are in {repository}")
 
     @cached_property
     def model(self) -> SpeechModel:
