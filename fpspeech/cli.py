@@ -295,7 +295,7 @@ def personalize(
                     "auto listens to recordings, a recipe for images needs a share such as 0.7",
                     param_hint="--sparsity",
                 )
-            changes["sparsity"] = _share(sparsity)
+            changes["sparsity"] = _share(sparsity, group)
         personalize_user(
             recipe,
             user,
@@ -328,7 +328,7 @@ def personalize(
     automatic = sparsity == "auto"
     config = Config(
         pruning=PruningConfig(
-            sparsity=0.0 if sparsity is None or automatic else _share(sparsity),
+            sparsity=0.0 if automatic else _share(sparsity, group),
             score=score,
             group=group,
             cap=cap,
@@ -881,7 +881,12 @@ def _refuse_others(context: typer.Context, allowed: str, *more: str) -> None:
         )
 
 
-def _share(text: str) -> float:
+def _share(text: str | None, group: str) -> float:
+    """What is given, else what is usual where the model's family is not known yet."""
+    from fpspeech.config import default_sparsity
+
+    if text is None:
+        return default_sparsity(None, group)
     try:
         return float(text)
     except ValueError:
@@ -896,7 +901,7 @@ def _at(config: Config, given: str | None, model: SpeechModel) -> Config:
 
     if given is not None:
         return config
-    pruning = replace(config.pruning, sparsity=default_sparsity(model.family))
+    pruning = replace(config.pruning, sparsity=default_sparsity(model.family, config.pruning.group))
     return replace(config, pruning=pruning)
 
 

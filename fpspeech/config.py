@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from fpspeech.pruning import PruningConfig, PruningError
+from fpspeech.pruning.masks import n_of_m
 
 BATCH_NORM = ("match", "keep")
 OUTPUT_PRIOR = ("none", "em")
@@ -17,8 +18,16 @@ SPARSITY_OF_FAMILY = {"whisper": 0.3}
 """Where the usual sparsity is more than the tables (docs/results.md) bear out."""
 
 
-def default_sparsity(family: str) -> float:
-    """The share of the weights of such a model that is pruned where nothing else is said."""
+def default_sparsity(family: str | None, group: str = PruningConfig.group) -> float:
+    """The share of the weights of such a model that is pruned where nothing else is said.
+
+    group: see `PruningConfig`; an N:M pattern says it itself.
+    """
+    pattern = n_of_m(group)
+    if pattern is not None and pattern[1]:
+        return 1 - pattern[0] / pattern[1]
+    if family is None:
+        return PruningConfig.sparsity
     return SPARSITY_OF_FAMILY.get(family, PruningConfig.sparsity)
 
 

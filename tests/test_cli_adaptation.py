@@ -225,6 +225,7 @@ def test_where_no_sparsity_is_given_a_whisper_loses_less(
         (tiny_group, [], 0.7),
         (whisper, [], 0.3),
         (whisper, ["--sparsity", 0.6], 0.6),
+        (whisper, ["--group", "2:4"], 0.5),
     ):
         code, out, _ = run(capsys, "personalize", "--dry-run", "--model", model, "--json", *options)
         assert code == 0
