@@ -205,7 +205,7 @@ def personalize(
         str | None,
         typer.Option(
             help="Share of the weights to prune, or auto: the highest that held-out unlabeled "
-            "recordings allow. Default: 0.7; of a Whisper 0.3, it loses its footing beyond.",
+            "recordings allow. Default: 0.7; of a Whisper 0.3, which makes more errors beyond.",
             metavar="SHARE|auto",
             show_default=False,
         ),
